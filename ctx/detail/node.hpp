@@ -1,0 +1,130 @@
+#pragma once
+
+// What a `ctx::context` points to, as far as its inlined members read it: a node of the tree of
+// derivations, and the word that says whether a cancelable node is done. The rest of the tree is
+// in ctx/src/tree.hpp.
+
+#include <ctx/clock.hpp>
+#include <ctx/detail/export.hpp>
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <typeinfo>
+
+namespace ctx::detail {
+
+class cancelable;
+
+/// What a cancelable node was derived by.
+enum class factory : unsigned char { with_cancel, with_deadline, with_timeout, with_stop_token, merge };
+
+/// One derivation. A node keeps its parent alive, never the reverse, so that a long-lived parent
+/// does not grow. Everything in it but the count of references is immutable after construction;
+/// what changes in a cancelable node is in the classes below.
+class CTX_API node {
+ public:
+  node(const node&) = delete;
+  node& operator=(const node&) = delete;
+
+  /// Adds a reference. The caller has one already, so nothing has to be ordered.
+  void retain() noexcept {
+    // order: relaxed suffices; the reference that the caller holds keeps the count from zero.
+    references_.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  /// Adds a reference for somebody who has none, unless the last one is gone already.
+  bool retain_if_alive() noexcept;
+
+  /// Drops a reference; with the last one destroys the node, lets go of its parents, and so on
+  /// upwards: in a loop, so that the depth of a tree is not limited by the stack.
+  static void release(node* last) noexcept;
+
+  node* parent() const noexcept { return parent_; }
+
+  /// The nearest node at or above this one that can be canceled, null where there is none.
+  virtual cancelable* nearest_cancelable() const noexcept = 0;
+
+  /// The deadline that governs this node, where it knows one.
+  enum class deadline_source : unsigned char { here, none, parent };
+  virtual deadline_source deadline(clock::time_point& at) const noexcept;
+
+  /// The value stored in this very node under the key object at `key`, or under the equal `key` of
+  /// the given `type`; null where this node stores none.
+  virtual const void* value_of(const void* key) const noexcept;
+  virtual const void* value_of(const std::type_info& type, const void* key) const noexcept;
+
+  /// Appends the segment of `to_string` for this derivation.
+  virtual void describe(std::string& out) const = 0;
+
+ protected:
+  /// Born with `references` references. Whoever makes it adds the reference to `parent` that it owns
+  /// once its construction can't fail any more.
+  node(node* parent, std::uint32_t references) noexcept : parent_{parent}, references_{references} {}
+  virtual ~node() = default;
+
+  /// Takes the node out of everything that knows it without holding a reference: the last
+  /// reference is gone, and it is about to be destroyed.
+  virtual void detach() noexcept {}
+
+  /// The parent that a merge has besides `parent()`. Owned like it.
+  virtual node* second_parent() const noexcept { return nullptr; }
+
+ private:
+  node* parent_;  // owns: one reference; null for what derives from the background
+  std::atomic<std::uint32_t> references_;
+};
+
+/// Whether a context is done, in a form that polling can read without a lock.
+///
+/// A context ends in two steps. First it is *claimed*, with the whole tree below it and before any
+/// code of users runs: from then on it is decided who ended it. Then it is *announced*: the stop
+/// sources whose tokens users hold are stopped, top down, which runs their callbacks. A context is
+/// done once it is announced, so that `done()` can never disagree with a token.
+///
+/// A claimed context refers to its *herald*: the context whose announcement is its own. That is
+/// itself where somebody has its token; else the nearest claimed ancestor of whom that is true; and
+/// where there is none, the origin: the context at which the cancelation began.
+class completion {
+ public:
+  /// Two loads while live.
+  bool done() const noexcept {
+    // order: acquire pairs with the release in unlock(): whoever sees the end sees who caused it.
+    const word state = state_.load(std::memory_order_acquire);
+    const completion* herald = herald_of(state);
+    if (herald == nullptr) return false;
+    return (state & has_token) != 0 ? token_source_.stop_requested() : herald->announced();
+  }
+
+ protected:
+  using word = std::uintptr_t;
+
+  // The state: the address of the herald, null while live, and three flags in its low bits.
+  static constexpr word busy = 1;          // one thread holds the lock of this node
+  static constexpr word has_token = 2;     // token_source_ has a state: immutable from then on
+  static constexpr word has_children = 4;  // the same for cancelable::children_source_
+  static constexpr word flags = busy | has_token | has_children;
+
+  completion() noexcept = default;
+  ~completion() = default;
+
+  static const completion* herald_of(word state) noexcept {
+    return reinterpret_cast<const completion*>(state & ~flags);
+  }
+
+  // requires this to be claimed
+  bool announced() const noexcept {
+    // order: as in done().
+    const word state = state_.load(std::memory_order_acquire);
+    return (state & has_token) == 0 || token_source_.stop_requested();
+  }
+
+  std::atomic<word> state_{0};                          // written only by the holder of `busy`
+  std::stop_source token_source_{std::nostopstate};     // guarded by `busy` until has_token is set
+};
+
+static_assert(alignof(completion) > 7, "the low three bits of a completion's address hold flags");
+
+}  // namespace ctx::detail

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <ctx/detail/export.hpp>
+
+#include <system_error>
+
+namespace ctx {
+
+/// Why a context is done. Converts to `std::error_code`.
+enum class errc {
+  canceled = 1,       ///< somebody canceled it; equivalent to `std::errc::operation_canceled`
+  deadline_exceeded,  ///< its deadline passed; equivalent to `std::errc::timed_out`
+};
+
+/// The category of `ctx::errc`; its `name()` is "context". It outlives every context.
+CTX_API const std::error_category& context_category() noexcept;
+
+/// The error code of `error` in `context_category()`.
+inline std::error_code make_error_code(errc error) noexcept {
+  return {static_cast<int>(error), context_category()};
+}
+
+}  // namespace ctx
+
+template <>
+struct std::is_error_code_enum<ctx::errc> : std::true_type {};

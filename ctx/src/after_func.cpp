@@ -1,0 +1,60 @@
+#include <ctx/context.hpp>
+
+#include <system_error>
+#include <utility>
+
+// A function that after_func registered goes one of two ways, whichever takes it first: stop(), and then
+// it never runs; or start(), called as a std::stop_callback by the thread that ends the context.
+
+namespace ctx {
+namespace detail {
+
+void after_func_state::start_when_done(const context& ctx) {
+  std::stop_token done = ctx.stop_token();
+  ctx_ = ctx;
+  on_done_.emplace(std::move(done), starter{this});
+}
+
+bool after_func_state::stop() noexcept {
+  return !taken_.exchange(true);
+}
+
+void after_func_state::start() noexcept {
+  if (taken_.exchange(true)) return;
+  // The function may destroy its handle: it must not go with it while it runs.
+  const std::shared_ptr<after_func_state> self = shared_from_this();
+  try {
+    thread_ = std::thread{[self] { self->call(); }};
+  } catch (...) {
+    // No thread to be had, or no memory for one.
+    self->call();
+  }
+}
+
+void after_func_state::finish() noexcept {
+  stop();
+  // Waits for start() where another thread is in it, so that thread_ can be read.
+  on_done_.reset();
+  if (!thread_.joinable()) return;
+  if (thread_.get_id() == std::this_thread::get_id()) {
+    thread_.detach();
+  } else {
+    thread_.join();
+  }
+}
+
+}  // namespace detail
+
+after_func_handle& after_func_handle::operator=(after_func_handle&& other) noexcept {
+  after_func_handle old{std::move(*this)};
+  state_ = std::move(other.state_);
+  return *this;
+}
+
+after_func_handle::~after_func_handle() {
+  if (state_ != nullptr) state_->finish();
+}
+
+bool after_func_handle::stop() noexcept { return state_ != nullptr && state_->stop(); }
+
+}  // namespace ctx

@@ -1,0 +1,211 @@
+#include <ctx/context.hpp>
+
+#include <ctx/src/timer.hpp>
+#include <ctx/src/tree.hpp>
+#include <ctx/src/waiting.hpp>
+
+#include <algorithm>
+#include <ostream>
+#include <thread>
+#include <vector>
+
+namespace ctx {
+namespace detail {
+namespace {
+
+cancelable* nearest(const context& ctx) noexcept {
+  return const_cast<cancelable*>(static_cast<const cancelable*>(access::completion_of(ctx)));
+}
+
+/// The deadline that governs `from`; `time_point::max()` where there is none.
+clock::time_point deadline_of(const node* from, bool& found) noexcept {
+  clock::time_point at = clock::time_point::max();
+  for (; from != nullptr; from = from->parent()) {
+    const auto source = from->deadline(at);
+    if (source == node::deadline_source::parent) continue;
+    found = source == node::deadline_source::here;
+    return at;
+  }
+  found = false;
+  return at;
+}
+
+/// Takes over the two references that `made` was born with.
+cancel_scope scope_of(cancelable* made) noexcept {
+  return {access::make(made, made), access::make(made)};
+}
+
+void retain(node* parent) noexcept {
+  if (parent != nullptr) parent->retain();
+}
+
+/// A node that starts a tree under a name of its own.
+class todo_node final : public node {
+ public:
+  todo_node() noexcept : node{nullptr, 1} {}
+  cancelable* nearest_cancelable() const noexcept override { return nullptr; }
+  void describe(std::string& out) const override { out += "todo"; }
+};
+
+class without_cancel_node final : public node {
+ public:
+  explicit without_cancel_node(node* parent) noexcept : node{parent, 1} {}
+  cancelable* nearest_cancelable() const noexcept override { return nullptr; }
+  deadline_source deadline(clock::time_point&) const noexcept override { return deadline_source::none; }
+  void describe(std::string& out) const override { out += "without_cancel"; }
+};
+
+}  // namespace
+
+cancel_scope with_deadline(const context& parent, clock::time_point now, clock::time_point deadline,
+                           std::exception_ptr cause, std::source_location where, factory made_by) {
+  node* const above = access::node_of(parent);
+  bool has_deadline = false;
+  const clock::time_point governing = deadline_of(above, has_deadline);
+  // A deadline that is not earlier than the parent's never has to end the context.
+  const bool own = deadline < governing;
+  const bool passed = own && deadline <= now;
+  if (own && !passed) timer::instance().start();
+  if (cancelable* const up = nearest(parent)) up->expect_children();
+
+  auto* const made = new timed{above, made_by, where, std::min(deadline, governing), own && !passed,
+                               std::move(cause)};
+  retain(above);
+  made->enter();
+  if (passed) made->end(errc::deadline_exceeded, nullptr, nullptr);
+  return scope_of(made);
+}
+
+}  // namespace detail
+
+using namespace detail;
+
+std::stop_token context::stop_token() const {
+  cancelable* const up = nearest(*this);
+  return up != nullptr ? up->stop_token() : std::stop_token{};
+}
+
+std::error_code context::err() const noexcept {
+  const cancelable* const up = nearest(*this);
+  return up != nullptr ? up->err() : std::error_code{};
+}
+
+std::exception_ptr context::cause() const noexcept {
+  const cancelable* const up = nearest(*this);
+  return up != nullptr ? up->cause() : nullptr;
+}
+
+std::optional<clock::time_point> context::deadline() const noexcept {
+  bool found = false;
+  const clock::time_point at = deadline_of(node_, found);
+  return found ? std::optional{at} : std::nullopt;
+}
+
+clock::duration context::remaining() const noexcept {
+  const auto until = deadline();
+  if (!until) return clock::duration::max();
+  return std::max(*until - clock::now(), clock::duration::zero());
+}
+
+void context::wait() const { detail::wait_until(nearest(*this), clock::time_point::max()); }
+
+bool context::wait_until_clock(clock::time_point time) const {
+  return detail::wait_until(nearest(*this), time);
+}
+
+const void* context::find(const void* key) const noexcept {
+  for (const node* at = node_; at != nullptr; at = at->parent()) {
+    if (const void* const value = at->value_of(key)) return value;
+  }
+  return nullptr;
+}
+
+const void* context::find(const std::type_info& type, const void* key) const noexcept {
+  for (const node* at = node_; at != nullptr; at = at->parent()) {
+    if (const void* const value = at->value_of(type, key)) return value;
+  }
+  return nullptr;
+}
+
+cancel_func::~cancel_func() {
+  if (target_ == nullptr) return;
+  target_->end(errc::canceled, nullptr, nullptr);
+  node::release(target_);
+}
+
+bool cancel_func::operator()(location where) const noexcept { return (*this)(nullptr, where); }
+
+bool cancel_func::operator()(std::exception_ptr cause, location where) const noexcept {
+  return target_ != nullptr && target_->end(errc::canceled, std::move(cause), &where);
+}
+
+void cancel_func::release() noexcept {
+  if (target_ != nullptr) node::release(std::exchange(target_, nullptr));
+}
+
+context todo() noexcept {
+  // Never destroyed, as contexts may outlive any static object.
+  alignas(todo_node) static std::byte storage[sizeof(todo_node)];
+  static todo_node* const the_todo = new (storage) todo_node;
+  the_todo->retain();
+  return access::make(the_todo, nullptr);
+}
+
+cancel_scope with_cancel(const context& parent, std::source_location where) {
+  node* const above = access::node_of(parent);
+  if (cancelable* const up = nearest(parent)) up->expect_children();
+  auto* const made = new cancelable{above, factory::with_cancel, where};
+  retain(above);
+  made->enter();
+  return scope_of(made);
+}
+
+cancel_scope with_stop_token(const context& parent, std::stop_token token, std::source_location where) {
+  node* const above = access::node_of(parent);
+  if (cancelable* const up = nearest(parent)) up->expect_children();
+  auto* const made = new driven{above, std::move(token), where};
+  retain(above);
+  made->enter();
+  return scope_of(made);
+}
+
+cancel_scope merge(const context& first, const context& second, std::source_location where) {
+  node* const above = access::node_of(first);
+  node* const beside = access::node_of(second);
+  cancelable* const up = nearest(first);
+  cancelable* const other = nearest(second) != up ? nearest(second) : nullptr;
+  if (up != nullptr) up->expect_children();
+  if (other != nullptr) other->expect_children();
+
+  bool first_has = false;
+  bool second_has = false;
+  const auto deadline = std::min(deadline_of(above, first_has), deadline_of(beside, second_has));
+  auto* const made = new merged{above, beside, other, where, deadline, first_has || second_has};
+  retain(above);
+  retain(beside);
+  made->enter();
+  return scope_of(made);
+}
+
+context without_cancel(const context& parent) {
+  node* const above = access::node_of(parent);
+  auto* const made = new without_cancel_node{above};
+  retain(above);
+  return access::make(made, nullptr);
+}
+
+std::string to_string(const context& ctx) {
+  std::vector<const node*> path;
+  for (const node* at = access::node_of(ctx); at != nullptr; at = at->parent()) path.push_back(at);
+  const bool under_todo = !path.empty() && path.back() == access::node_of(todo());
+  std::string out = under_todo ? "" : "background";
+  for (auto each = path.rbegin(); each != path.rend(); ++each) {
+    if (!out.empty()) out += '.';
+    (*each)->describe(out);
+  }
+  return out;
+}
+
+std::ostream& operator<<(std::ostream& out, const context& ctx) { return out << to_string(ctx); }
+
+}  // namespace ctx

@@ -1,0 +1,520 @@
+#include <ctx/src/tree.hpp>
+#include <ctx/src/timer.hpp>
+#include <ctx/src/waiting.hpp>
+#include <ctx/detail/value_node.hpp>
+
+#include <algorithm>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+namespace ctx::detail {
+
+// Nodes
+
+bool node::retain_if_alive() noexcept {
+  std::uint32_t count = references_.load(std::memory_order_relaxed);
+  while (count != 0) {
+    // order: relaxed, as in retain(); what the node holds is read under its lock or the timer's.
+    if (references_.compare_exchange_weak(count, count + 1, std::memory_order_relaxed)) return true;
+  }
+  return false;
+}
+
+void node::release(node* last) noexcept {
+  // A dead merge has two parents to let go of. It goes on as its first parent's turn, and stays
+  // behind, linked through parent_, until that whole line is done.
+  node* dead_merges = nullptr;
+  for (;;) {
+    // order: release makes what this owner did visible to the one who drops the last reference, whose
+    // acquire makes that precede the destruction.
+    while (last != nullptr && last->references_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      last->detach();
+      node* const parent = last->parent_;
+      if (last->second_parent() != nullptr) {
+        last->parent_ = dead_merges;
+        dead_merges = last;
+      } else {
+        delete last;
+      }
+      last = parent;
+    }
+    if (dead_merges == nullptr) return;
+    node* const merge = dead_merges;
+    dead_merges = merge->parent_;
+    last = merge->second_parent();
+    delete merge;
+  }
+}
+
+node::deadline_source node::deadline(clock::time_point&) const noexcept {
+  return deadline_source::parent;
+}
+
+const void* node::value_of(const void*) const noexcept { return nullptr; }
+
+const void* node::value_of(const std::type_info&, const void*) const noexcept { return nullptr; }
+
+cancelable* value_node::nearest_cancelable() const noexcept {
+  return const_cast<cancelable*>(static_cast<const cancelable*>(nearest_));
+}
+
+void value_node::describe_value(std::string& out, std::string_view key) {
+  out.append("with_value(").append(key).append(")");
+}
+
+// The operation that ends a context
+
+/// Lives on the stack of the thread that ends `origin`. Only that thread touches it, except for
+/// `swept` and `to_announce`, which are guarded by the origin's lock.
+struct operation {
+  explicit operation(cancelable& origin) noexcept : self{&origin}, claimed_last{&self} {}
+
+  void add_claimed(list_entry& entry, bool has_audience) noexcept {
+    claimed_last = claimed_last->next = &entry;
+    if (has_audience) heard_last = heard_last->next_heard = &entry;
+  }
+
+  list_entry self;                       // of the origin, without a reference: its owner has one
+  list_entry* claimed_last;              // self, then what was claimed and needs more than that
+  list_entry* heard_last = &self;        // self, then those of them with somebody to tell
+  list_entry* conflicts = nullptr;       // children that other operations had claimed before
+  list_entry* to_announce = &self;
+  bool swept = false;
+};
+
+/// Announces what the operation that ended `origin` has claimed, as far as it is not yet announced.
+/// Several threads may do so at once: each announces the first that is left, and only then takes it
+/// off the list.
+void help(cancelable& origin) noexcept {
+  list_entry* announced = nullptr;
+  for (;;) {
+    const auto state = origin.lock();
+    operation* const running = origin.operation_;
+    if (running != nullptr && announced != nullptr && running->to_announce == announced) {
+      running->to_announce = announced->next_heard;
+    }
+    if (running == nullptr || (running->swept && running->to_announce == nullptr)) {
+      origin.unlock(state);
+      return;
+    }
+    if (!running->swept) {
+      origin.unlock(state);
+      std::this_thread::yield();
+      continue;
+    }
+    announced = running->to_announce;
+    cancelable* const target = announced->child;
+    target->retain();
+    origin.unlock(state);
+    target->announce();
+    node::release(target);
+  }
+}
+
+bool cancelable::end(errc error, std::exception_ptr cause,
+                     const std::source_location* where) noexcept {
+  word state = lock();
+  if (claimed(state)) {
+    unlock(state);
+    ensure_done();
+    return false;
+  }
+  operation work{*this};
+  const bool alone = (state & has_children) == 0 && !has_audience(state);
+  state = claim_as_origin(error, alone ? nullptr : &work, state);
+  if (error == errc::canceled) cause_.swap(cause);  // what was in it goes at the return, unlocked
+  if (where != nullptr) where_ = *where;
+  unsigned char registered = alone ? std::exchange(registered_, none) : none;
+  unlock(state);
+  if (!alone) registered = run(work);
+  unlink(registered);
+  return true;
+}
+
+/// Steps 1 to 4 for a context with somebody below or waiting. Returns its own registrations.
+unsigned char cancelable::run(operation& work) noexcept {
+  for (list_entry* entry = &work.self; entry != nullptr; entry = entry->next) {
+    if ((entry->child->state_.load(std::memory_order_relaxed) & has_children) != 0) {
+      entry->child->children_source_.request_stop();
+    }
+  }
+  word state = lock();
+  work.swept = true;
+  unlock(state);
+
+  help(*this);
+  for (list_entry* entry = work.conflicts; entry != nullptr; entry = entry->next) {
+    help(entry->child->origin());
+  }
+
+  state = lock();
+  operation_ = nullptr;
+  const unsigned char registered = std::exchange(registered_, none);
+  unlock(state);
+
+  for (list_entry* entry = work.self.next; entry != nullptr;) {
+    cancelable* const child = entry->child;
+    entry = entry->next;  // the entry goes with the child
+    child->unlink(child->take_registrations());
+    release(child);
+  }
+  for (list_entry* entry = work.conflicts; entry != nullptr;) {
+    cancelable* const child = entry->child;
+    entry = entry->next;
+    release(child);
+  }
+  return registered;
+}
+
+/// Runs in step 1 of the operation that ended `parent`, on its thread; or, where `parent` ended just
+/// before this node registered, on the thread that is building it.
+template <class OnEnd>
+void cancelable::parent_ended(cancelable& parent, link<OnEnd>& link, unsigned char bit) noexcept {
+  word state = lock();
+  const bool claiming = !claimed(state);
+  if (claiming) state = claim_for(parent, state);
+  if ((registered_ & bit) == 0) {
+    // The node is still being built, and has nobody below it or waiting; or another thread is just
+    // taking it off this parent, and waits in ~stop_callback for this callback to return.
+    unlock(state);
+    return;
+  }
+  cancelable& origin = parent.origin();
+  const bool listed = claiming ? (state & has_children) != 0 || has_audience(state) ||
+                                     registered_ != bit
+                               : &this->origin() != &origin;
+  // Without a reference left, the node is about to be detached by the thread that dropped the last
+  // one, and nobody is below it or waiting.
+  if (listed && !retain_if_alive()) {
+    unlock(state);
+    return;
+  }
+  registered_ = static_cast<unsigned char>(registered_ & ~bit);
+  // A callback that destroys its own registration never waits, and spares the stop state telling
+  // another thread, which might wait, that it has returned.
+  std::destroy_at(&link.registration);
+  if (listed) {
+    list_entry& entry = *std::construct_at(&link.entry, list_entry{this});
+    operation& work = *origin.operation_;
+    if (claiming) {
+      work.add_claimed(entry, has_audience(state));
+    } else {
+      entry.next = std::exchange(work.conflicts, &entry);
+    }
+  }
+  unlock(state);  // last: without a reference, the node may be gone from here on
+}
+
+void cancelable::on_parent_end::operator()() const noexcept {
+  cancelable* const self = child;
+  self->parent_ended(*self->parent()->nearest_cancelable(), self->first_, on_first);
+}
+
+cancelable::word cancelable::claim_for(cancelable& parent, word state) noexcept {
+  // order: acquire pairs with the release in unlock(): the parent's origin_ is read next.
+  const word above = parent.state_.load(std::memory_order_acquire);
+  const completion* const herald = (above & has_token) != 0 ? &parent : herald_of(above);
+  origin_ = &parent.origin();
+  disarm();
+  return state | reinterpret_cast<word>(herald);
+}
+
+cancelable::word cancelable::claim_as_origin(errc error, operation* work, word state) noexcept {
+  error_ = error;
+  operation_ = work;
+  disarm();
+  return state | reinterpret_cast<word>(static_cast<completion*>(this));
+}
+
+cancelable& cancelable::origin() const noexcept {
+  const word state = state_.load(std::memory_order_acquire);
+  const bool here = herald_of(state) == static_cast<const completion*>(this);
+  return here ? const_cast<cancelable&>(*this) : *origin_;
+}
+
+void cancelable::announce() noexcept {
+  // order: acquire, as in done(). Once claimed, whoever has a token or waits was there before, or has
+  // seen that it is claimed.
+  const word state = state_.load(std::memory_order_acquire);
+  // Waiters first: they must not depend on callbacks. They look again until the stop is requested.
+  if (has_waiters_) wake_waiters(*this);
+  if ((state & has_token) != 0) token_source_.request_stop();
+}
+
+void cancelable::ensure_done() noexcept {
+  while (!done()) {
+    // order: acquire, as in done().
+    const word state = state_.load(std::memory_order_acquire);
+    const completion& herald = (state & has_token) != 0 ? *this : *herald_of(state);
+    const_cast<cancelable&>(static_cast<const cancelable&>(herald)).announce();
+  }
+}
+
+// Entering the tree and leaving it
+
+void cancelable::enter() noexcept {
+  unsigned char registered = register_with_parents();
+  const word state = lock();
+  if (!claimed(state)) {
+    std::swap(registered_, registered);
+    arm();
+  }
+  unlock(state);
+  unlink(registered);
+}
+
+template <class OnEnd>
+unsigned char cancelable::register_with(cancelable& parent, link<OnEnd>& link, OnEnd on_end,
+                                        unsigned char bit) noexcept {
+  if (claimed(parent.state_.load(std::memory_order_acquire))) {
+    word state = lock();
+    if (!claimed(state)) state = claim_for(parent, state);
+    unlock(state);
+    return none;
+  }
+  // Not claimed after expect_children() means that the source is there.
+  ::new (static_cast<void*>(&link.registration))
+      std::stop_callback<OnEnd>{parent.children_source_.get_token(), on_end};
+  return bit;
+}
+
+unsigned char cancelable::register_with_parents() noexcept {
+  if (parent() == nullptr) return none;
+  cancelable* const above = parent()->nearest_cancelable();
+  return above != nullptr ? register_with(*above, first_, on_parent_end{this}, on_first) : none;
+}
+
+void cancelable::expect_children() {
+  // order: acquire pairs with the release in unlock(): has_children means children_source_ is there.
+  const word seen = state_.load(std::memory_order_acquire);
+  if (claimed(seen) || (seen & has_children) != 0) return;
+  std::stop_source made;
+  word state = lock();
+  if (!claimed(state) && (state & has_children) == 0) {
+    children_source_ = std::move(made);
+    state |= has_children;
+  }
+  unlock(state);
+}
+
+void cancelable::detach() noexcept {
+  const word state = lock();
+  const unsigned char registered = std::exchange(registered_, none);
+  if (!claimed(state)) disarm();
+  unlock(state);
+  unlink(registered);
+}
+
+unsigned char cancelable::take_registrations() noexcept {
+  const word state = lock();
+  const unsigned char registered = std::exchange(registered_, none);
+  unlock(state);
+  return registered;
+}
+
+void cancelable::unlink(unsigned char registered) noexcept {
+  if ((registered & on_first) != 0) std::destroy_at(&first_.registration);
+}
+
+cancelable::word cancelable::lock() noexcept {
+  word state = state_.load(std::memory_order_relaxed);
+  for (;;) {
+    if ((state & busy) != 0) {
+      std::this_thread::yield();
+      state = state_.load(std::memory_order_relaxed);
+      // order: acquire pairs with the release in unlock(): what the lock guards is seen as it was left.
+    } else if (state_.compare_exchange_weak(state, state | busy, std::memory_order_acquire,
+                                            std::memory_order_relaxed)) {
+      return state;
+    }
+  }
+}
+
+void cancelable::unlock(word state) noexcept {
+  // order: release pairs with the acquire in lock(), and in all that reads the state without it. A
+  // plain store will do: nobody else writes while it is locked.
+  state_.store(state, std::memory_order_release);
+}
+
+// Observing
+
+std::stop_token cancelable::stop_token() {
+  // A context that is claimed and has no token of its own shares that of its herald, so that it is
+  // not seen done before its token is stopped, or after.
+  const auto shared = [](word state) -> const cancelable* {
+    const auto* const herald = static_cast<const cancelable*>(herald_of(state));
+    // order: acquire, as in done().
+    return herald != nullptr && (herald->state_.load(std::memory_order_acquire) & has_token) != 0
+               ? herald
+               : nullptr;
+  };
+  const word seen = state_.load(std::memory_order_acquire);
+  if ((seen & has_token) != 0) return token_source_.get_token();
+  if (const cancelable* const herald = shared(seen)) return herald->token_source_.get_token();
+
+  std::stop_source made;
+  word state = lock();
+  const cancelable* const herald = shared(state & ~busy);
+  if ((state & has_token) == 0 && herald == nullptr) {
+    if (claimed(state)) made.request_stop();  // done already; there is no callback on it yet
+    token_source_ = std::move(made);
+    state |= has_token;
+  }
+  unlock(state);
+  return ((state & has_token) != 0 ? *this : *herald).token_source_.get_token();
+}
+
+std::error_code cancelable::err() const noexcept {
+  return done() ? make_error_code(origin().error_) : std::error_code{};
+}
+
+std::exception_ptr cancelable::cause() const noexcept {
+  if (!done()) return nullptr;
+  cancelable& from = origin();
+  word state = from.lock();
+  std::exception_ptr known = from.cause_;
+  from.unlock(state);
+  if (known != nullptr) return known;
+
+  try {
+    std::exception_ptr made = from.make_cause();
+    state = from.lock();
+    if (from.cause_ == nullptr) from.cause_.swap(made);
+    known = from.cause_;
+    from.unlock(state);
+    return known;
+  } catch (...) {
+    return std::current_exception();
+  }
+}
+
+std::exception_ptr cancelable::make_cause() const {
+  const std::string place = std::string{where_.file_name()} + ':' + std::to_string(where_.line());
+  return std::make_exception_ptr(std::system_error{make_error_code(error_), place});
+}
+
+bool cancelable::expect_waiters() noexcept {
+  const word state = lock();
+  const bool live = !claimed(state);
+  if (live) has_waiters_ = true;
+  unlock(state);
+  return live;
+}
+
+void cancelable::describe(std::string& out) const {
+  switch (made_by_) {
+    case factory::with_cancel: out += "with_cancel"; break;
+    case factory::with_deadline: out += "with_deadline"; break;
+    case factory::with_timeout: out += "with_timeout"; break;
+    case factory::with_stop_token: out += "with_stop_token"; break;
+    case factory::merge: out += "merge"; break;
+  }
+}
+
+// Deadlines
+
+namespace {
+
+/// Appends a duration in seconds, cut to milliseconds: `4.998s`.
+void append_seconds(std::string& out, clock::duration time) {
+  const auto milliseconds = std::chrono::duration_cast<std::chrono::milliseconds>(time).count();
+  const std::string fraction = std::to_string(milliseconds % 1000);
+  out += std::to_string(milliseconds / 1000) + '.' + std::string(3 - fraction.size(), '0') + fraction + 's';
+}
+
+}  // namespace
+
+timed::timed(node* parent, factory made_by, std::source_location where, clock::time_point due,
+             bool own, std::exception_ptr cause) noexcept
+    : cancelable{parent, made_by, where, std::move(cause)}, due_at_{due}, own_{own} {}
+
+node::deadline_source timed::deadline(clock::time_point& at) const noexcept {
+  at = due_at_;
+  return deadline_source::here;
+}
+
+void timed::describe(std::string& out) const {
+  cancelable::describe(out);
+  out += '(';
+  append_seconds(out, std::max(due_at_ - clock::now(), clock::duration::zero()));
+  out += ')';
+}
+
+void timed::arm() noexcept {
+  if (own_) timer::instance().arm(*this, due_at_);
+}
+
+void timed::disarm() noexcept {
+  if (own_) timer::instance().disarm(*this);
+}
+
+// Merges
+
+merged::merged(node* first, node* second, cancelable* second_nearest,
+               std::source_location where, clock::time_point deadline, bool has_deadline) noexcept
+    : cancelable{first, factory::merge, where},
+      deadline_{deadline},
+      has_deadline_{has_deadline},
+      second_parent_{second},
+      second_nearest_{second_nearest} {}
+
+node::deadline_source merged::deadline(clock::time_point& at) const noexcept {
+  if (!has_deadline_) return deadline_source::none;
+  at = deadline_;
+  return deadline_source::here;
+}
+
+unsigned char merged::register_with_parents() noexcept {
+  const unsigned char first = cancelable::register_with_parents();
+  const unsigned char second =
+      second_nearest_ != nullptr ? register_with(*second_nearest_, second_, on_second_end{this}, on_second)
+                                 : none;
+  return static_cast<unsigned char>(first | second);
+}
+
+void merged::unlink(unsigned char registered) noexcept {
+  cancelable::unlink(registered);
+  if ((registered & on_second) != 0) std::destroy_at(&second_.registration);
+}
+
+void merged::on_second_end::operator()() const noexcept {
+  merged* const self = child;
+  self->parent_ended(*self->second_nearest_, self->second_, on_second);
+}
+
+// Foreign tokens
+
+driven::driven(node* parent, std::stop_token token, std::source_location where) noexcept
+    : cancelable{parent, factory::with_stop_token, where}, token_{std::move(token)} {}
+
+unsigned char driven::register_with_parents() noexcept {
+  const unsigned char first = cancelable::register_with_parents();
+  ::new (static_cast<void*>(&on_stop_)) std::stop_callback<on_stop>{std::move(token_), on_stop{this}};
+  return static_cast<unsigned char>(first | on_token);
+}
+
+void driven::unlink(unsigned char registered) noexcept {
+  cancelable::unlink(registered);
+  if ((registered & on_token) != 0) std::destroy_at(&on_stop_);
+}
+
+void driven::token_stopped() noexcept {
+  word state = lock();
+  if ((registered_ & on_token) == 0) {
+    // Still being built: end it where it stands. Or just being unlinked, and then claimed or dying.
+    if (!claimed(state)) state = claim_as_origin(errc::canceled, nullptr, state);
+    unlock(state);
+    return;
+  }
+  const bool alive = retain_if_alive();
+  if (alive) registered_ = static_cast<unsigned char>(registered_ & ~on_token);
+  unlock(state);
+  if (!alive) return;  // the thread that dropped the last reference waits for this callback
+  std::destroy_at(&on_stop_);
+  end(errc::canceled, nullptr, nullptr);
+  release(this);
+}
+
+}  // namespace ctx::detail

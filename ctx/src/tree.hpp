@@ -1,0 +1,236 @@
+#pragma once
+
+// The tree: nodes that can be canceled, and how an end travels from one to all below it.
+//
+// The given shape is `std::stop_source` for parents and `std::stop_callback` for children. Built
+// directly from those, ending a parent runs the child's callback, which ends the child, which runs
+// its child's callback, and so on: a deep tree overflows the stack, and in between run callbacks of
+// users, which may cancel other parts of the same tree, in this thread or another, while half of it
+// has not heard yet. So a node here has two stop sources, each made when it is first needed:
+//
+//   children_source_  stopped by the library alone; only the library's callbacks are on it
+//   token_source_     behind context::stop_token(); users' callbacks are on it
+//
+// and one operation, on the thread that ends a context, the origin, takes these steps:
+//
+//   1. Claim. The origin's state is set (its error, cause and place are written before). Stopping
+//      its children_source_ calls child after child, which each claim themselves for the origin and,
+//      where they have children of their own or somebody to tell, enter the operation's list. The
+//      list is worked off until nothing is left to sweep. No user code runs, nothing blocks.
+//   2. Announce. The token_source_ of each claimed node that has one is stopped, a parent's before
+//      its children's; users' callbacks run.
+//   3. Help. A child that was claimed already belongs to another operation, on another thread or
+//      further up on this one. All below it must be done when this operation returns, so what the
+//      other has left to announce is announced here.
+//   4. Unlink. What was claimed takes itself off its remaining parents.
+//
+// Why nobody waits for user code. Say thread A ends C and runs a callback on it, while D, below C,
+// still waits for its announcement; thread B, or that very callback, ends P, above C:
+//
+//   A: claims C and D | announces C: a callback runs …                          | announces D: done already
+//   B:                |     claims P, finds C claimed by A's operation, announces D | returns: all is done
+//
+// C can't escape B's sweep: it takes itself off P in A's step 4, when D has been announced. If A is
+// still in its step 1 when B comes to help, B waits for the rest of that step: it takes no lock that
+// B holds, runs no user code, and so ends. Announcing twice is harmless: `request_stop` stops once.
+//
+// Losing the race for a single context is alike: whoever finds it claimed announces it, or its herald,
+// and so can promise that it is done.
+
+#include <ctx/detail/node.hpp>
+#include <ctx/error.hpp>
+#include <ctx/wheel.hpp>
+
+#include <exception>
+#include <memory>
+#include <source_location>
+#include <stop_token>
+#include <utility>
+
+namespace ctx::detail {
+
+struct operation;
+
+/// A node's place in the lists of an operation.
+struct list_entry {
+  cancelable* child;                // owns: one reference
+  list_entry* next = nullptr;       // in the order in which nodes were claimed
+  list_entry* next_heard = nullptr; // the same, of those with somebody to tell
+};
+
+/// The storage of a child's registration on a parent. Once the registration has fired and was
+/// destroyed, the list entry of its child takes its place, so that canceling needs no memory.
+template <class OnEnd>
+union link {
+  link() noexcept {}
+  ~link() {}
+  std::stop_callback<OnEnd> registration;
+  list_entry entry;
+};
+
+/// A node that can be canceled.
+class cancelable : public node, public completion {
+ public:
+  /// A child of `parent`, born with two references: its context's and its cancel_func's.
+  cancelable(node* parent, factory made_by, std::source_location where,
+             std::exception_ptr deadline_cause = {}) noexcept
+      : node{parent, 2},
+        cause_{std::move(deadline_cause)},
+        where_{where},
+        made_by_{made_by} {}
+
+  cancelable* nearest_cancelable() const noexcept final { return const_cast<cancelable*>(this); }
+  void describe(std::string& out) const override;
+
+  /// Enters the node into the tree: registers it with its parents, or ends it where they, or its own
+  /// deadline, ended already. Called once, by the factory.
+  void enter() noexcept;
+
+  /// Makes sure that children can register here; may throw `std::bad_alloc`.
+  void expect_children();
+
+  /// Ends the node and all below it: see the steps above. A deadline that passed (`where` null, no
+  /// cause) keeps the cause and place it was given. Returns whether this call did it; the node is done
+  /// either way. The caller holds a reference.
+  bool end(errc error, std::exception_ptr cause, const std::source_location* where) noexcept;
+
+  std::stop_token stop_token();
+  std::error_code err() const noexcept;
+  std::exception_ptr cause() const noexcept;
+
+  /// Asks that the parking lot be told when the node is done. False where it was claimed already.
+  bool expect_waiters() noexcept;
+
+ protected:
+  ~cancelable() override = default;
+  void detach() noexcept override;
+
+  // The registrations that a node can have, as bits of registered_.
+  static constexpr unsigned char none = 0;
+  static constexpr unsigned char on_first = 1;   // first_
+  static constexpr unsigned char on_second = 2;  // merged::second_
+  static constexpr unsigned char on_token = 4;   // driven::on_stop_
+
+  // What the kinds of nodes do in their own way.
+  virtual unsigned char register_with_parents() noexcept;
+  virtual void unlink(unsigned char registered) noexcept;
+  virtual void arm() noexcept {}     // requires the lock held, or the node known to nobody else
+  virtual void disarm() noexcept {}  // requires the lock held
+
+  // The tiny lock of a node: held for a few instructions, never while user code runs. Locks nest
+  // from a node to one of its ancestors, and to the timer's, which is innermost.
+  word lock() noexcept;
+  void unlock(word state) noexcept;
+
+  template <class OnEnd>
+  unsigned char register_with(cancelable& parent, link<OnEnd>& link, OnEnd on_end,
+                              unsigned char bit) noexcept;
+  template <class OnEnd>
+  void parent_ended(cancelable& parent, link<OnEnd>& link, unsigned char bit) noexcept;
+
+  // Claiming sets all but the state, and returns what that is to be.
+  static bool claimed(word state) noexcept { return herald_of(state) != nullptr; }
+  word claim_for(cancelable& parent, word state) noexcept;
+  word claim_as_origin(errc error, operation* work, word state) noexcept;
+  cancelable& origin() const noexcept;
+
+ private:
+  friend operation;
+  friend void help(cancelable& origin) noexcept;
+
+  struct on_parent_end {
+    cancelable* child;
+    void operator()() const noexcept;
+  };
+
+  unsigned char run(operation& work) noexcept;
+  void announce() noexcept;
+  void ensure_done() noexcept;
+  bool has_audience(word state) const noexcept { return (state & has_token) != 0 || has_waiters_; }
+  unsigned char take_registrations() noexcept;
+  std::exception_ptr make_cause() const;
+
+  // The sources and flags below are guarded by the lock; children_source_ until has_children is set.
+  std::stop_source children_source_{std::nostopstate};
+  link<on_parent_end> first_;
+  union {
+    operation* operation_ = nullptr;  // of an origin: the operation while it runs, else null
+    cancelable* origin_;              // of what else is claimed: borrows: its ancestor
+  };
+  std::exception_ptr cause_;    // of an origin: why; before: what a passing deadline will give
+  std::source_location where_;  // of an origin: where it was ended; before: where it was derived
+  errc error_{};                // of an origin: immutable once claimed
+  const factory made_by_;       // immutable after construction
+
+ protected:
+  unsigned char registered_ = 0;  // guarded by the lock
+
+ private:
+  bool has_waiters_ = false;  // guarded by the lock; immutable once claimed
+};
+
+/// A node with a deadline of its own, kept on the process's timer.
+class timed final : public cancelable, public wheel_entry {
+ public:
+  /// `due` governs; it is `own` where the timer is to end this node, else an ancestor's.
+  timed(node* parent, factory made_by, std::source_location where, clock::time_point due, bool own,
+        std::exception_ptr cause) noexcept;
+
+  deadline_source deadline(clock::time_point& at) const noexcept override;
+  void describe(std::string& out) const override;
+
+ private:
+  void arm() noexcept override;
+  void disarm() noexcept override;
+
+  const clock::time_point due_at_;
+  const bool own_;
+};
+
+/// The child of two parents.
+class merged final : public cancelable {
+ public:
+  /// `second_nearest` is null where the second parent can't be canceled, or only with the first.
+  merged(node* first, node* second, cancelable* second_nearest, std::source_location where,
+         clock::time_point deadline, bool has_deadline) noexcept;
+
+  deadline_source deadline(clock::time_point& at) const noexcept override;
+
+ private:
+  struct on_second_end {
+    merged* child;
+    void operator()() const noexcept;
+  };
+
+  node* second_parent() const noexcept override { return second_parent_; }
+  unsigned char register_with_parents() noexcept override;
+  void unlink(unsigned char registered) noexcept override;
+
+  const clock::time_point deadline_;
+  const bool has_deadline_;
+  node* const second_parent_;         // owns: one reference; null for the background
+  cancelable* const second_nearest_;  // borrows: second_parent_ or an ancestor of it
+  link<on_second_end> second_;
+};
+
+/// A node that a foreign stop token ends, besides its parent.
+class driven final : public cancelable {
+ public:
+  driven(node* parent, std::stop_token token, std::source_location where) noexcept;
+  ~driven() override {}
+
+ private:
+  struct on_stop {
+    driven* child;
+    void operator()() const noexcept { child->token_stopped(); }
+  };
+  void token_stopped() noexcept;
+
+  unsigned char register_with_parents() noexcept override;
+  void unlink(unsigned char registered) noexcept override;
+
+  std::stop_token token_;  // immutable after construction
+  union { std::stop_callback<on_stop> on_stop_; };
+};
+
+}  // namespace ctx::detail
