@@ -82,9 +82,9 @@ class CTX_API context {
         completion_{std::exchange(other.completion_, nullptr)} {}
   context& operator=(const context& other) noexcept { return *this = context{other}; }
   context& operator=(context&& other) noexcept {
-    context old{std::move(*this)};
-    std::swap(node_, other.node_);
-    std::swap(completion_, other.completion_);
+    context taken{std::move(other)};
+    std::swap(node_, taken.node_);
+    std::swap(completion_, taken.completion_);
     return *this;
   }
   ~context() {
@@ -178,8 +178,8 @@ class CTX_API cancel_func {
   cancel_func() noexcept = default;
   cancel_func(cancel_func&& other) noexcept : target_{std::exchange(other.target_, nullptr)} {}
   cancel_func& operator=(cancel_func&& other) noexcept {
-    cancel_func old{std::move(*this)};
-    std::swap(target_, other.target_);
+    cancel_func taken{std::move(other)};
+    std::swap(target_, taken.target_);
     return *this;
   }
   ~cancel_func();

@@ -5,9 +5,6 @@
 namespace ctx::detail {
 
 wheel_entry* wheel::expire(tick now) noexcept {
-  // The slot of `elapsed_` may hold deadlines in no order, all of which have been reached. A `now`
-  // before that would have to tell them apart.
-  now = std::max(now, elapsed_);
   while (!empty()) {
     const unsigned first = first_occupied();
     const tick earliest = slots_[first].earliest;

@@ -77,8 +77,8 @@ struct wheel_entry {
   tick due_ = 0;
 };
 
-/// Keeps armed entries by deadline. Not synchronised. All zeros at first, and trivially destructible,
-/// so that a static wheel is there before and after every other object.
+/// Keeps armed entries by deadline. Not synchronised. All zeros at first, and trivially
+/// destructible, so that a static wheel is there before and after every other object.
 class wheel {
  public:
   constexpr wheel() noexcept = default;
@@ -107,8 +107,8 @@ class wheel {
   void disarm(wheel_entry& entry) noexcept;
 
   /// Takes out and returns an entry that is due at or before `now`, or null if there is none.
-  /// Successive calls return them in the order of their deadlines, equal ones in any order. Time
-  /// does not run backwards here: what was due by an earlier call's `now` is due. See rewind().
+  /// Successive calls return them in the order of their deadlines, equal ones in any order. If
+  /// `now` is before that of an earlier call, what was due by then may come out as well.
   wheel_entry* expire(tick now) noexcept;
 
   /// Sets the wheel to an earlier or later instant and places all entries anew: O(n). For when a

@@ -176,7 +176,7 @@ void check_the_edges_of() {
     }
     try_out(limits::max() / 2);
     try_out(limits::lowest() / 2);
-    const long double edge = std::ldexp(1.0L, 63) / 1e9L / Period::num * Period::den;
+    const long double edge = 0x1p63L / 1e9L / static_cast<long double>(Period::num) * static_cast<long double>(Period::den);
     if constexpr (!limits::is_integer) {
       for (auto up = static_cast<Rep>(edge), down = up, i = Rep{}; i < 4; ++i) {
         for (const Rep at : {up, down}) try_out(at), try_out(-at);

@@ -25,13 +25,15 @@ CTX_API cancel_scope with_deadline(const context& parent, clock::time_point now,
                                    clock::time_point deadline, std::exception_ptr cause,
                                    std::source_location where, factory made_by);
 
-/// The same instant by `clock`, where the far future is `time_point::max()`. `now` is the present one.
+/// The same instant by `clock`, where the far future is `time_point::max()`.
 template <class Clock, class Duration>
-clock::time_point to_clock(clock::time_point now, const std::chrono::time_point<Clock, Duration>& time) {
+clock::time_point to_clock(const std::chrono::time_point<Clock, Duration>& time) {
   if constexpr (std::is_same_v<Clock, clock::time_point::clock> || std::is_same_v<Clock, clock>) {
     return clock::time_point{ceil_saturate(time.time_since_epoch())};
   } else {
-    return clock::time_point{add_saturate(now.time_since_epoch(), until(time))};
+    // In this order: the time that passes between the two readings makes the result later, not earlier.
+    const std::chrono::nanoseconds left = until(time);
+    return clock::time_point{add_saturate(clock::now().time_since_epoch(), left)};
   }
 }
 
@@ -101,15 +103,15 @@ bool context::wait_for(const std::chrono::duration<Rep, Period>& time) const {
 
 template <class Clock, class Duration>
 bool context::wait_until(const std::chrono::time_point<Clock, Duration>& time) const {
-  return wait_until_clock(detail::to_clock(clock::now(), time));
+  return wait_until_clock(detail::to_clock(time));
 }
 
 template <class Clock, class Duration>
 cancel_scope with_deadline(const context& parent,
                            const std::chrono::time_point<Clock, Duration>& deadline,
                            std::exception_ptr cause, std::source_location where) {
-  const clock::time_point now = clock::now();
-  return detail::with_deadline(parent, now, detail::to_clock(now, deadline), std::move(cause), where,
+  const clock::time_point at = detail::to_clock(deadline);
+  return detail::with_deadline(parent, clock::now(), at, std::move(cause), where,
                                detail::factory::with_deadline);
 }
 

@@ -87,7 +87,7 @@ struct exact_time {
   }
   // The last bit first again, on the way back from the recursion: halving loses only what `more` can stand for.
   constexpr exact_time fraction(long double count) const noexcept {
-    // No tick has 2^160 parts, so this is less than one; numbers with a bit before this one have none 113 bits after it.
+    // No tick has 2^160 parts, so this is less than one part. It bounds the recursion, too.
     if (count < 0x1p-160L) return {0, 0, 0, count > 0};
     count *= 2;
     return (count < 1 ? fraction(count) : *this + fraction(count - 1)).halved();

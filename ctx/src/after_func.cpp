@@ -46,8 +46,8 @@ void after_func_state::finish() noexcept {
 }  // namespace detail
 
 after_func_handle& after_func_handle::operator=(after_func_handle&& other) noexcept {
-  after_func_handle old{std::move(*this)};
-  state_ = std::move(other.state_);
+  after_func_handle taken{std::move(other)};
+  state_.swap(taken.state_);
   return *this;
 }
 

@@ -63,15 +63,15 @@ cancel_scope with_deadline(const context& parent, clock::time_point now, clock::
   bool has_deadline = false;
   const clock::time_point governing = deadline_of(above, has_deadline);
   // A deadline that is not earlier than the parent's never has to end the context.
-  const bool own = deadline < governing;
-  const bool passed = own && deadline <= now;
-  if (own && !passed) timer::instance().start();
+  const bool passed = deadline <= now;
+  const bool own = deadline < governing && !passed;
+  if (own) timer::instance().start();
   if (cancelable* const up = nearest(parent)) up->expect_children();
 
-  auto* const made = new timed{above, made_by, where, std::min(deadline, governing), own && !passed,
+  auto* const made = new timed{above, made_by, where, std::min(deadline, governing), own,
                                std::move(cause)};
   retain(above);
-  made->enter();
+  made->enter(now);
   if (passed) made->end(errc::deadline_exceeded, nullptr, nullptr);
   return scope_of(made);
 }
@@ -156,7 +156,7 @@ cancel_scope with_cancel(const context& parent, std::source_location where) {
   if (cancelable* const up = nearest(parent)) up->expect_children();
   auto* const made = new cancelable{above, factory::with_cancel, where};
   retain(above);
-  made->enter();
+  made->enter({});
   return scope_of(made);
 }
 
@@ -165,7 +165,7 @@ cancel_scope with_stop_token(const context& parent, std::stop_token token, std::
   if (cancelable* const up = nearest(parent)) up->expect_children();
   auto* const made = new driven{above, std::move(token), where};
   retain(above);
-  made->enter();
+  made->enter({});
   return scope_of(made);
 }
 
@@ -183,7 +183,7 @@ cancel_scope merge(const context& first, const context& second, std::source_loca
   auto* const made = new merged{above, beside, other, where, deadline, first_has || second_has};
   retain(above);
   retain(beside);
-  made->enter();
+  made->enter({});
   return scope_of(made);
 }
 

@@ -49,11 +49,11 @@ void timer::start() {
   started_.store(true, std::memory_order_release);
 }
 
-void timer::arm(timed& node, clock::time_point due) noexcept {
+void timer::arm(timed& node, clock::time_point due, clock::time_point now) noexcept {
   bool earlier = false;
   {
     const std::lock_guard lock{mutex_};
-    if (wheel_.empty()) wheel_.rewind(to_tick(clock::now()));
+    if (wheel_.empty()) wheel_.rewind(to_tick(now));  // so that the entry's place is as near as it can be
     wheel_.arm(node, to_tick(due));
     earlier = due < asleep_until_;
     if (earlier) asleep_until_ = due;

@@ -42,8 +42,9 @@ class timer {
   /// Makes sure that the thread runs; throws `std::system_error` where it can't be started.
   void start();
 
-  /// Has `node` end at `due`; requires start() before, and that the node is not armed.
-  void arm(timed& node, clock::time_point due) noexcept;
+  /// Has `node` end at `due`; requires start() before, and that the node is not armed. `now` is the
+  /// present instant, or a recent one.
+  void arm(timed& node, clock::time_point due, clock::time_point now) noexcept;
 
   /// Makes sure that the node is not in the wheel. Its end may be under way on the timer's thread,
   /// which then has a reference.

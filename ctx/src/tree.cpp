@@ -254,12 +254,12 @@ void cancelable::ensure_done() noexcept {
 
 // Entering the tree and leaving it
 
-void cancelable::enter() noexcept {
+void cancelable::enter(clock::time_point now) noexcept {
   unsigned char registered = register_with_parents();
   const word state = lock();
   if (!claimed(state)) {
     std::swap(registered_, registered);
-    arm();
+    arm(now);
   }
   unlock(state);
   unlink(registered);
@@ -442,8 +442,8 @@ void timed::describe(std::string& out) const {
   out += ')';
 }
 
-void timed::arm() noexcept {
-  if (own_) timer::instance().arm(*this, due_at_);
+void timed::arm(clock::time_point now) noexcept {
+  if (own_) timer::instance().arm(*this, due_at_, now);
 }
 
 void timed::disarm() noexcept {

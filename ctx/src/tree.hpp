@@ -83,8 +83,8 @@ class cancelable : public node, public completion {
   void describe(std::string& out) const override;
 
   /// Enters the node into the tree: registers it with its parents, or ends it where they, or its own
-  /// deadline, ended already. Called once, by the factory.
-  void enter() noexcept;
+  /// deadline, ended already. Called once, by the factory, at the instant `now`.
+  void enter(clock::time_point now) noexcept;
 
   /// Makes sure that children can register here; may throw `std::bad_alloc`.
   void expect_children();
@@ -114,8 +114,8 @@ class cancelable : public node, public completion {
   // What the kinds of nodes do in their own way.
   virtual unsigned char register_with_parents() noexcept;
   virtual void unlink(unsigned char registered) noexcept;
-  virtual void arm() noexcept {}     // requires the lock held, or the node known to nobody else
-  virtual void disarm() noexcept {}  // requires the lock held
+  virtual void arm(clock::time_point) noexcept {}  // requires the lock held; takes the present instant
+  virtual void disarm() noexcept {}                // requires the lock held
 
   // The tiny lock of a node: held for a few instructions, never while user code runs. Locks nest
   // from a node to one of its ancestors, and to the timer's, which is innermost.
@@ -180,7 +180,7 @@ class timed final : public cancelable, public wheel_entry {
   void describe(std::string& out) const override;
 
  private:
-  void arm() noexcept override;
+  void arm(clock::time_point now) noexcept override;
   void disarm() noexcept override;
 
   const clock::time_point due_at_;

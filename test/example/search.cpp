@@ -371,6 +371,7 @@ int conclude(const ctx::context& c, const ctx::cancel_func& cancel, console& out
 }
 
 int search(const settings& wanted) {
+  console out;
   const sigset_t signals = block_signals();  // before the first thread starts
   const cut_short too_late{124, "--timeout " + wanted.timeout_as_given};
   const auto [limited, cancel] =
@@ -378,7 +379,6 @@ int search(const settings& wanted) {
                                          std::make_exception_ptr(too_late))
                      : ctx::with_cancel(ctx::background());
   const ctx::context c = ctx::with_value(limited, settings_key, wanted);
-  console out;
   {
     const std::jthread watcher{watch_signals, std::cref(signals), std::cref(cancel)};
     std::jthread progress;
