@@ -5,7 +5,7 @@
 // The random tests print their seed. CTX_TEST_SEED replays one; CTX_TEST_OPS sets how many
 // operations the long one does.
 
-#include <ctx/wheel.hpp>
+#include <ctx/src/wheel.hpp>
 
 #include <doctest/doctest.h>
 

@@ -20,7 +20,7 @@
 // system call to arm and to disarm each, which is most of what timeouts do).
 
 #include <ctx/clock.hpp>
-#include <ctx/wheel.hpp>
+#include <ctx/src/wheel.hpp>
 
 #include <atomic>
 #include <condition_variable>

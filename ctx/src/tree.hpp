@@ -39,7 +39,7 @@
 
 #include <ctx/detail/node.hpp>
 #include <ctx/error.hpp>
-#include <ctx/wheel.hpp>
+#include <ctx/src/wheel.hpp>
 
 #include <exception>
 #include <memory>

@@ -1,4 +1,4 @@
-#include <ctx/wheel.hpp>
+#include <ctx/src/wheel.hpp>
 
 #include <utility>
 

@@ -40,8 +40,8 @@
 // `elapsed_` moves only while no lower level is occupied, and only to instants that were reached.
 //
 // Costs. arm, disarm and next take O(1), without a loop. expire takes amortised O(1), ten moves an
-// entry at worst; but one call may move a whole slot, some 40 ns an entry: 40 ms if a million
-// share it. 24 bytes an entry, 11 KiB a wheel.
+// entry at worst; but one call may move a whole slot, at 40 to 160 ns an entry, which the cache
+// decides: 40 to 160 ms if a million share it. 24 bytes an entry, 11 KiB a wheel.
 //
 // Rejected:
 // - A binary heap, as in Go, libuv and Asio: O(log n), on cold cache lines, to disarm what is
@@ -64,7 +64,7 @@ using tick = std::int64_t;
 /// Later than any instant.
 inline constexpr tick never = std::numeric_limits<tick>::max();
 
-/// What a deadline consists of to be kept in a wheel. It must not end while it is armed.
+/// What a deadline carries to be kept in a wheel. Its life must not end while it is armed.
 struct wheel_entry {
   constexpr wheel_entry() noexcept = default;
   wheel_entry(const wheel_entry&) = delete;
