@@ -103,7 +103,9 @@ class CTX_API context {
   [[nodiscard]] std::stop_token stop_token() const;
 
   /// Empty while live; then `errc::canceled` or `errc::deadline_exceeded`, the same at every call.
-  [[nodiscard]] std::error_code err() const noexcept;
+  [[nodiscard]] std::error_code err() const noexcept {
+    return done() ? make_error_code(completion_->error()) : detail::no_error();
+  }
 
   /// Null while live; then why the context ended: the exception given by whoever ended it, the same
   /// pointer at every call and in every descendant that ended with it. Where none was given, a

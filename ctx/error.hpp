@@ -17,8 +17,17 @@ CTX_API const std::error_category& context_category() noexcept;
 
 /// The error code of `error` in `context_category()`.
 inline std::error_code make_error_code(errc error) noexcept {
-  return {static_cast<int>(error), context_category()};
+  static const std::error_category& category = context_category();
+  return {static_cast<int>(error), category};
 }
+
+namespace detail {
+/// An empty error code: copying it takes no call, where making one asks for the system's category.
+inline const std::error_code& no_error() noexcept {
+  static const std::error_code none;
+  return none;
+}
+}  // namespace detail
 
 }  // namespace ctx
 

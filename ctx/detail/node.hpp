@@ -6,13 +6,13 @@
 
 #include <ctx/clock.hpp>
 #include <ctx/detail/export.hpp>
+#include <ctx/error.hpp>
 
 #include <atomic>
 #include <cstdint>
 #include <optional>
 #include <stop_token>
 #include <string>
-#include <typeinfo>
 
 namespace ctx::detail {
 
@@ -51,10 +51,8 @@ class CTX_API node {
   enum class deadline_source : unsigned char { here, none, parent };
   virtual deadline_source deadline(clock::time_point& at) const noexcept;
 
-  /// The value stored in this very node under the key object at `key`, or under the equal `key` of
-  /// the given `type`; null where this node stores none.
-  virtual const void* value_of(const void* key) const noexcept;
-  virtual const void* value_of(const std::type_info& type, const void* key) const noexcept;
+  /// Whether this is a value_node.
+  bool carries_value() const noexcept { return carries_value_; }
 
   /// Appends the segment of `to_string` for this derivation.
   virtual void describe(std::string& out) const = 0;
@@ -62,7 +60,8 @@ class CTX_API node {
  protected:
   /// Born with `references` references. Whoever makes it adds the reference to `parent` that it owns
   /// once its construction can't fail any more.
-  node(node* parent, std::uint32_t references) noexcept : parent_{parent}, references_{references} {}
+  node(node* parent, std::uint32_t references, bool carries_value = false) noexcept
+      : parent_{parent}, references_{references}, carries_value_{carries_value} {}
   virtual ~node() = default;
 
   /// Takes the node out of everything that knows it without holding a reference: the last
@@ -75,6 +74,7 @@ class CTX_API node {
  private:
   node* parent_;  // owns: one reference; null for what derives from the background
   std::atomic<std::uint32_t> references_;
+  const bool carries_value_;
 };
 
 /// Whether a context is done, in a form that polling can read without a lock.
@@ -89,7 +89,7 @@ class CTX_API node {
 /// where there is none, the origin: the context at which the cancelation began.
 class completion {
  public:
-  /// Two loads while live.
+  /// One load while live.
   bool done() const noexcept {
     // order: acquire pairs with the release in unlock(): whoever sees the end sees who caused it.
     const word state = state_.load(std::memory_order_acquire);
@@ -97,6 +97,9 @@ class completion {
     if (herald == nullptr) return false;
     return (state & has_token) != 0 ? token_source_.stop_requested() : herald->announced();
   }
+
+  /// Why it is done. Requires that done() was true.
+  errc error() const noexcept { return error_; }
 
  protected:
   using word = std::uintptr_t;
@@ -121,8 +124,9 @@ class completion {
     return (state & has_token) == 0 || token_source_.stop_requested();
   }
 
-  std::atomic<word> state_{0};                          // written only by the holder of `busy`
-  std::stop_source token_source_{std::nostopstate};     // guarded by `busy` until has_token is set
+  std::atomic<word> state_{0};                       // written only by the holder of `busy`
+  std::stop_source token_source_{std::nostopstate};  // guarded by `busy` until has_token is set
+  errc error_{};                                     // immutable once claimed
 };
 
 static_assert(alignof(completion) > 7, "the low three bits of a completion's address hold flags");

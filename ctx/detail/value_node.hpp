@@ -8,6 +8,7 @@
 
 #include <source_location>
 #include <string_view>
+#include <typeinfo>
 #include <utility>
 
 namespace ctx::detail {
@@ -17,11 +18,22 @@ class CTX_API value_node : public node {
  public:
   cancelable* nearest_cancelable() const noexcept final;
 
+  /// The value, where it is stored under the key object at `key`; else null.
+  const void* value_under(const void* key) const noexcept { return key == key_ ? value_ : nullptr; }
+
+  /// The value, where it is stored under a key of that type that equals the one at `key`; else null.
+  virtual const void* value_under(const std::type_info& type, const void* key) const noexcept;
+
  protected:
-  value_node(node* parent, const completion* nearest) noexcept : node{parent, 1}, nearest_{nearest} {}
+  /// `key` is null for a value that is not found by identity. At `value` it is going to be.
+  value_node(node* parent, const completion* nearest, const void* key, const void* value) noexcept
+      : node{parent, 1, true}, key_{key}, value_{value}, nearest_{nearest} {}
+  const void* identity() const noexcept { return key_; }
   static void describe_value(std::string& out, std::string_view key);
 
  private:
+  const void* const key_;    // borrows: keys outlive the contexts that use them
+  const void* const value_;  // borrows: in the derived class
   const completion* const nearest_;  // borrows: an ancestor, which outlives its descendants
 };
 
@@ -31,15 +43,14 @@ class keyed_value final : public value_node {
  public:
   template <class V>
   keyed_value(node* parent, const completion* nearest, const key<T>& key, V&& value)
-      : value_node{parent, nearest}, key_{&key}, value_(std::forward<V>(value)) {}
+      : value_node{parent, nearest, &key, std::addressof(value_)},
+        value_(std::forward<V>(value)) {}
 
-  const void* value_of(const void* key) const noexcept override {
-    return key == key_ ? std::addressof(value_) : nullptr;
+  void describe(std::string& out) const override {
+    describe_value(out, static_cast<const key<T>*>(identity())->name());
   }
-  void describe(std::string& out) const override { describe_value(out, key_->name()); }
 
  private:
-  const key<T>* const key_;  // borrows: keys outlive the contexts that use them
   const T value_;
 };
 
@@ -60,9 +71,11 @@ class matched_value final : public value_node {
 
   template <class V>
   matched_value(node* parent, const completion* nearest, Key key, V&& value)
-      : value_node{parent, nearest}, key_(std::move(key)), value_(std::forward<V>(value)) {}
+      : value_node{parent, nearest, nullptr, std::addressof(value_)},
+        key_(std::move(key)),
+        value_(std::forward<V>(value)) {}
 
-  const void* value_of(const std::type_info& type, const void* key) const noexcept override {
+  const void* value_under(const std::type_info& type, const void* key) const noexcept override {
     return type == typeid(Key) && *static_cast<const Key*>(key) == key_ ? std::addressof(value_)
                                                                       : nullptr;
   }

@@ -85,11 +85,6 @@ std::stop_token context::stop_token() const {
   return up != nullptr ? up->stop_token() : std::stop_token{};
 }
 
-std::error_code context::err() const noexcept {
-  const cancelable* const up = nearest(*this);
-  return up != nullptr ? up->err() : std::error_code{};
-}
-
 std::exception_ptr context::cause() const noexcept {
   const cancelable* const up = nearest(*this);
   return up != nullptr ? up->cause() : nullptr;
@@ -115,14 +110,16 @@ bool context::wait_until_clock(clock::time_point time) const {
 
 const void* context::find(const void* key) const noexcept {
   for (const node* at = node_; at != nullptr; at = at->parent()) {
-    if (const void* const value = at->value_of(key)) return value;
+    if (!at->carries_value()) continue;
+    if (const void* const value = static_cast<const value_node*>(at)->value_under(key)) return value;
   }
   return nullptr;
 }
 
 const void* context::find(const std::type_info& type, const void* key) const noexcept {
   for (const node* at = node_; at != nullptr; at = at->parent()) {
-    if (const void* const value = at->value_of(type, key)) return value;
+    if (!at->carries_value()) continue;
+    if (const void* const value = static_cast<const value_node*>(at)->value_under(type, key)) return value;
   }
   return nullptr;
 }

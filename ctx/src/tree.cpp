@@ -52,12 +52,12 @@ node::deadline_source node::deadline(clock::time_point&) const noexcept {
   return deadline_source::parent;
 }
 
-const void* node::value_of(const void*) const noexcept { return nullptr; }
-
-const void* node::value_of(const std::type_info&, const void*) const noexcept { return nullptr; }
-
 cancelable* value_node::nearest_cancelable() const noexcept {
   return const_cast<cancelable*>(static_cast<const cancelable*>(nearest_));
+}
+
+const void* value_node::value_under(const std::type_info&, const void*) const noexcept {
+  return nullptr;
 }
 
 void value_node::describe_value(std::string& out, std::string_view key) {
@@ -216,6 +216,7 @@ cancelable::word cancelable::claim_for(cancelable& parent, word state) noexcept 
   // order: acquire pairs with the release in unlock(): the parent's origin_ is read next.
   const word above = parent.state_.load(std::memory_order_acquire);
   const completion* const herald = (above & has_token) != 0 ? &parent : herald_of(above);
+  error_ = parent.error_;
   origin_ = &parent.origin();
   disarm();
   return state | reinterpret_cast<word>(herald);
@@ -364,10 +365,6 @@ std::stop_token cancelable::stop_token() {
   }
   unlock(state);
   return ((state & has_token) != 0 ? *this : *herald).token_source_.get_token();
-}
-
-std::error_code cancelable::err() const noexcept {
-  return done() ? make_error_code(origin().error_) : std::error_code{};
 }
 
 std::exception_ptr cancelable::cause() const noexcept {

@@ -75,9 +75,9 @@ class cancelable : public node, public completion {
   cancelable(node* parent, factory made_by, std::source_location where,
              std::exception_ptr deadline_cause = {}) noexcept
       : node{parent, 2},
+        made_by_{made_by},
         cause_{std::move(deadline_cause)},
-        where_{where},
-        made_by_{made_by} {}
+        where_{where} {}
 
   cancelable* nearest_cancelable() const noexcept final { return const_cast<cancelable*>(this); }
   void describe(std::string& out) const override;
@@ -95,7 +95,6 @@ class cancelable : public node, public completion {
   bool end(errc error, std::exception_ptr cause, const std::source_location* where) noexcept;
 
   std::stop_token stop_token();
-  std::error_code err() const noexcept;
   std::exception_ptr cause() const noexcept;
 
   /// Asks that the parking lot be told when the node is done. False where it was claimed already.
@@ -150,23 +149,21 @@ class cancelable : public node, public completion {
   unsigned char take_registrations() noexcept;
   std::exception_ptr make_cause() const;
 
-  // The sources and flags below are guarded by the lock; children_source_ until has_children is set.
-  std::stop_source children_source_{std::nostopstate};
-  link<on_parent_end> first_;
-  union {
+  const factory made_by_;  // immutable after construction
+  bool has_waiters_ = false;  // guarded by the lock; immutable once claimed
+
+ protected:
+  unsigned char registered_ = none;  // guarded by the lock
+
+ private:
+  std::stop_source children_source_{std::nostopstate};  // guarded by the lock until has_children is set
+  link<on_parent_end> first_;  // its registration while on_first is in registered_, else its list entry
+  union {                      // guarded by the lock
     operation* operation_ = nullptr;  // of an origin: the operation while it runs, else null
     cancelable* origin_;              // of what else is claimed: borrows: its ancestor
   };
-  std::exception_ptr cause_;    // of an origin: why; before: what a passing deadline will give
+  std::exception_ptr cause_;    // guarded by the lock; of an origin why, before what its deadline gives
   std::source_location where_;  // of an origin: where it was ended; before: where it was derived
-  errc error_{};                // of an origin: immutable once claimed
-  const factory made_by_;       // immutable after construction
-
- protected:
-  unsigned char registered_ = 0;  // guarded by the lock
-
- private:
-  bool has_waiters_ = false;  // guarded by the lock; immutable once claimed
 };
 
 /// A node with a deadline of its own, kept on the process's timer.
