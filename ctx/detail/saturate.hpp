@@ -106,10 +106,15 @@ constexpr whole_time rounded(const std::chrono::duration<Rep, Period>& d) noexce
   if constexpr (!integer<Rep>)
     if (count != count) throw std::invalid_argument{"ctx: the duration is not a number"};
 
-  // Milliseconds and the like take the short way.
-  if constexpr (integer<Rep> && std::numeric_limits<Rep>::digits <= 63 && Period::num == 1)
-    if constexpr (constexpr std::int64_t den = Period::den; den > 1 && billion % den == 0)
+  // Milliseconds and the like, and whole seconds and hours, take the short way.
+  if constexpr (integer<Rep> && std::numeric_limits<Rep>::digits <= 63) {
+    if constexpr (constexpr std::int64_t den = Period::den; Period::num == 1 && billion % den == 0 && den > 1) {
       return {count / den, count % den * (billion / den)};
+    } else if constexpr (constexpr std::int64_t num = Period::num; den == 1 && num <= 20 * billion) {
+      constexpr std::int64_t limit = (1LL << 62) / num;
+      return {std::clamp<std::int64_t>(count, -limit, limit) * num, 0};
+    }
+  }
 
   auto time = tick_length<Period::num, Period::den>.times(count);
   const bool negative = count < count_type{};
@@ -134,10 +139,10 @@ constexpr std::chrono::nanoseconds floor_saturate(const std::chrono::duration<Re
   return rounded<toward::negative>(d).saturate();
 }
 
-/// The time left until `tp` by its own clock, rounded up; not positive once it is past. `max()`, never, where `tp` itself
-/// saturates so, and likewise `min()`, passed; but where the clock's own time saturates the same way, as its epoch is
-/// centuries from now, their difference counts. Add it to a time that was read after this call, not before, or the sum is
-/// early. Throws as `ceil_saturate` does, and as `Clock::now()` does.
+/// The time left until `tp` by its own clock, rounded up by less than two nanoseconds; not positive where it is past by as
+/// many. `max()`, never, where `tp` itself saturates so, and likewise `min()`, passed; but where the clock's own time
+/// saturates the same way, as its epoch is centuries from now, their difference counts. Add it to a time that was read after
+/// this call, not before, or the sum is early. Throws as `ceil_saturate` does, and as `Clock::now()` does.
 template <class Clock, class Duration>
 std::chrono::nanoseconds until(const std::chrono::time_point<Clock, Duration>& tp) noexcept(
     integer<typename Duration::rep> && integer<typename Clock::rep> && noexcept(Clock::now())) {
