@@ -54,6 +54,9 @@ class CTX_API node {
   /// Whether this is a value_node.
   bool carries_value() const noexcept { return carries_value_; }
 
+  /// Whether a tree begins here under a name of its own, instead of the background's.
+  virtual bool is_root() const noexcept { return false; }
+
   /// Appends the segment of `to_string` for this derivation.
   virtual void describe(std::string& out) const = 0;
 

@@ -44,6 +44,7 @@ class todo_node final : public node {
  public:
   todo_node() noexcept : node{nullptr, 1} {}
   cancelable* nearest_cancelable() const noexcept override { return nullptr; }
+  bool is_root() const noexcept override { return true; }
   void describe(std::string& out) const override { out += "todo"; }
 };
 
@@ -102,10 +103,11 @@ clock::duration context::remaining() const noexcept {
   return std::max(*until - clock::now(), clock::duration::zero());
 }
 
-void context::wait() const { detail::wait_until(nearest(*this), clock::time_point::max()); }
+void context::wait() const { wait_until_clock(clock::time_point::max()); }
 
 bool context::wait_until_clock(clock::time_point time) const {
-  return detail::wait_until(nearest(*this), time);
+  cancelable* const up = nearest(*this);
+  return up != nullptr ? up->wait_until(time) : detail::wait_until(nullptr, time);
 }
 
 const void* context::find(const void* key) const noexcept {
@@ -194,8 +196,7 @@ context without_cancel(const context& parent) {
 std::string to_string(const context& ctx) {
   std::vector<const node*> path;
   for (const node* at = access::node_of(ctx); at != nullptr; at = at->parent()) path.push_back(at);
-  const bool under_todo = !path.empty() && path.back() == access::node_of(todo());
-  std::string out = under_todo ? "" : "background";
+  std::string out = !path.empty() && path.back()->is_root() ? "" : "background";
   for (auto each = path.rbegin(); each != path.rend(); ++each) {
     if (!out.empty()) out += '.';
     (*each)->describe(out);

@@ -38,12 +38,15 @@ timer::timer() {
           [] { instance().after_fork_in_child(); });
 }
 
+// Made when the library is loaded, so that no fork comes in the middle of it.
+[[maybe_unused]] const timer& at_load = timer::instance();
+
 void timer::start() {
   // order: acquire pairs with the release below; thread_ itself is used by nobody else.
   if (started_.load(std::memory_order_acquire)) return;
+  stay_loaded();  // takes the loader's lock, so no other is held
   const std::lock_guard lock{starting_};
   if (started_.load(std::memory_order_relaxed)) return;
-  stay_loaded();
   const signals_blocked none_for_the_timer;
   thread_ = std::jthread{[this] { run(); }};
   started_.store(true, std::memory_order_release);
@@ -154,20 +157,23 @@ void timer::after_fork_in_child() noexcept {
   if (thread_is_gone) {
     // What belongs to the thread is left as it is, without destroying it, and made anew.
     std::construct_at(&thread_);
-    std::construct_at(&wake_);
-    std::construct_at(&advanced_);
     asleep_until_ = clock::time_point::min();
     started_.store(false, std::memory_order_relaxed);
     if (timed* const interrupted = std::exchange(ending_, nullptr)) {
       wheel_.arm(*interrupted, interrupted->due_);
     }
   }
+  // So are the threads that were notifying, and those that had locked a node and waited for the timer's
+  // lock to disarm it.
+  std::construct_at(&wake_);
+  std::construct_at(&advanced_);
+  wheel_.for_each([](wheel_entry& entry) { static_cast<timed&>(entry).break_lock(); });
   const bool restart = thread_is_gone && !wheel_.empty();
   after_fork_in_parent();
   if (!restart) return;
   try {
     start();
-  } catch (const std::system_error&) {
+  } catch (...) {
     // There is nobody to tell. The next deadline tries again.
   }
 }

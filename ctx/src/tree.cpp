@@ -240,7 +240,7 @@ void cancelable::announce() noexcept {
   // seen that it is claimed.
   const word state = state_.load(std::memory_order_acquire);
   // Waiters first: they must not depend on callbacks. They look again until the stop is requested.
-  if (has_waiters_) wake_waiters(*this);
+  if (has_waiters_) wake();
   if ((state & has_token) != 0) token_source_.request_stop();
 }
 
@@ -256,12 +256,12 @@ void cancelable::ensure_done() noexcept {
 // Entering the tree and leaving it
 
 void cancelable::enter(clock::time_point now) noexcept {
+  // First, so that whoever claims the node finds it armed; and not locked, as fork() holds the timer's
+  // lock, and would leave this one locked in the child.
+  arm(now);
   unsigned char registered = register_with_parents();
   const word state = lock();
-  if (!claimed(state)) {
-    std::swap(registered_, registered);
-    arm(now);
-  }
+  if (!claimed(state)) std::swap(registered_, registered);
   unlock(state);
   unlink(registered);
 }
@@ -339,6 +339,12 @@ void cancelable::unlock(word state) noexcept {
   state_.store(state, std::memory_order_release);
 }
 
+void cancelable::break_lock() noexcept {
+  // order: relaxed suffices; there is one thread.
+  const word state = state_.load(std::memory_order_relaxed);
+  if ((state & busy) != 0) state_.store(state & ~busy, std::memory_order_relaxed);
+}
+
 // Observing
 
 std::stop_token cancelable::stop_token() {
@@ -399,6 +405,10 @@ bool cancelable::expect_waiters() noexcept {
   unlock(state);
   return live;
 }
+
+bool cancelable::wait_until(clock::time_point until) { return detail::wait_until(this, until); }
+
+void cancelable::wake() const noexcept { wake_waiters(*this); }
 
 void cancelable::describe(std::string& out) const {
   switch (made_by_) {

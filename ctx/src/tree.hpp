@@ -97,8 +97,16 @@ class cancelable : public node, public completion {
   std::stop_token stop_token();
   std::exception_ptr cause() const noexcept;
 
-  /// Asks that the parking lot be told when the node is done. False where it was claimed already.
+  /// Asks for wake() when the node is done. False where it was claimed already.
   bool expect_waiters() noexcept;
+
+  /// Blocks until the node is done or `until` passed; wakes those who do. Virtual, so that both use the
+  /// parking lot of the copy of the library that made the node.
+  virtual bool wait_until(clock::time_point until);
+  virtual void wake() const noexcept;
+
+  /// In the child of a fork: the thread that held the lock is gone.
+  void break_lock() noexcept;
 
  protected:
   ~cancelable() override = default;
@@ -113,7 +121,7 @@ class cancelable : public node, public completion {
   // What the kinds of nodes do in their own way.
   virtual unsigned char register_with_parents() noexcept;
   virtual void unlink(unsigned char registered) noexcept;
-  virtual void arm(clock::time_point) noexcept {}  // requires the lock held; takes the present instant
+  virtual void arm(clock::time_point) noexcept {}  // requires that nobody else knows the node yet
   virtual void disarm() noexcept {}                // requires the lock held
 
   // The tiny lock of a node: held for a few instructions, never while user code runs. Locks nest

@@ -92,6 +92,16 @@ class wheel {
   /// call of expire() that comes back with nothing; or where both have passed.
   tick next() const noexcept { return empty() ? never : slots_[first_occupied()].earliest; }
 
+  /// Calls `f(entry)` for every entry, in no particular order; `f` must not arm or disarm any.
+  template <class F>
+  void for_each(F f) {
+    for (slot& each : slots_) {
+      const auto number = static_cast<unsigned>(&each - slots_);
+      if ((occupied_slots_[number / slots_a_level] >> number % slots_a_level & 1U) == 0) continue;
+      for (wheel_entry* entry = each.first; entry != nullptr; entry = entry->next_) f(*entry);
+    }
+  }
+
   /// Whether all invariants hold. For tests: visits every slot and every entry.
   bool check() const noexcept;
 
