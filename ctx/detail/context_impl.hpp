@@ -66,10 +66,13 @@ class CTX_API after_func_state : public std::enable_shared_from_this<after_func_
   virtual void call() noexcept = 0;
   void start() noexcept;
 
+  enum class registration { building, complete, leaving, gone };
+
   std::atomic<bool> taken_{false};  // by start() or stop(), whichever is first
-  context ctx_;                      // immutable once start_when_done() returned
-  std::thread thread_;               // written by start(); read once on_done_ is gone, which waits for it
-  std::optional<std::stop_callback<starter>> on_done_;
+  context ctx_;                     // immutable once start_when_done() returned
+  std::thread thread_;              // written by start(), which is over once on_done_ is gone
+  std::optional<std::stop_callback<starter>> on_done_;  // destroyed by whoever made its state leaving
+  std::atomic<registration> registration_{registration::building};
 };
 
 /// Derives a node of type `Node` that stores a value.

@@ -13,28 +13,40 @@ void after_func_state::start_when_done(const context& ctx) {
   std::stop_token done = ctx.stop_token();
   ctx_ = ctx;
   on_done_.emplace(std::move(done), starter{this});
+  registration_ = registration::complete;
 }
 
-bool after_func_state::stop() noexcept {
-  return !taken_.exchange(true);
-}
+bool after_func_state::stop() noexcept { return !taken_.exchange(true); }
 
 void after_func_state::start() noexcept {
-  if (taken_.exchange(true)) return;
   // The function may destroy its handle: it must not go with it while it runs.
   const std::shared_ptr<after_func_state> self = shared_from_this();
-  try {
-    thread_ = std::thread{[self] { self->call(); }};
-  } catch (...) {
-    // No thread to be had, or no memory for one.
-    self->call();
+  if (!taken_.exchange(true)) {
+    try {
+      thread_ = std::thread{[self] { self->call(); }};
+    } catch (...) {
+      // No thread to be had, or no memory for one.
+      call();
+    }
+  }
+  // A registration that has fired is best destroyed from inside: libstdc++ 12 forgets to tell that a
+  // callback has returned if there was one thread then, and another thread that destroys it waits for ever.
+  auto complete = registration::complete;
+  if (registration_.compare_exchange_strong(complete, registration::leaving)) {
+    on_done_.reset();
+    registration_ = registration::gone;
+    registration_.notify_all();
   }
 }
 
 void after_func_state::finish() noexcept {
   stop();
-  // Waits for start() where another thread is in it, so that thread_ can be read.
-  on_done_.reset();
+  auto complete = registration::complete;
+  if (registration_.compare_exchange_strong(complete, registration::leaving)) {
+    on_done_.reset();  // waits for start() where another thread is in it
+  } else {
+    registration_.wait(registration::leaving);
+  }
   if (!thread_.joinable()) return;
   if (thread_.get_id() == std::this_thread::get_id()) {
     thread_.detach();

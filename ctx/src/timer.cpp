@@ -123,7 +123,8 @@ void timer::hold() {
 void timer::advance_to(clock::time_point instant) {
   std::unique_lock lock{mutex_};
   advance_until_ = std::max(advance_until_, instant);
-  if (!started_.load(std::memory_order_relaxed) || thread_.get_id() == std::this_thread::get_id()) {
+  // order: acquire, as in start(): thread_ is read next.
+  if (!started_.load(std::memory_order_acquire) || thread_.get_id() == std::this_thread::get_id()) {
     // No deadline yet; or a callback moves the clock, and must not wait for its own thread.
     expire_due(lock);
     return;

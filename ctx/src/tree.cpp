@@ -84,12 +84,20 @@ struct operation {
   bool swept = false;
 };
 
-/// Announces what the operation that ended `origin` has claimed, as far as it is not yet announced.
-/// Several threads may do so at once: each announces the first that is left, and only then takes it
-/// off the list.
-void help(cancelable& origin) noexcept {
-  list_entry* announced = nullptr;
-  for (;;) {
+/// The operations whose helping led to helping another.
+struct help_chain {
+  const cancelable* origin;
+  const help_chain* led_by;
+};
+
+/// Announces what the operation that ended `origin` has claimed, as far as it is not yet announced, and
+/// what the operations have that it ran into. Several threads may do so at once: each announces the first
+/// that is left, and only then takes it off the list.
+void help(cancelable& origin, const help_chain* led_by) noexcept {
+  for (const help_chain* each = led_by; each != nullptr; each = each->led_by) {
+    if (each->origin == &origin) return;  // two merges of the same two contexts lead in circles
+  }
+  for (list_entry* announced = nullptr;;) {
     const auto state = origin.lock();
     operation* const running = origin.operation_;
     if (running != nullptr && announced != nullptr && running->to_announce == announced) {
@@ -97,7 +105,7 @@ void help(cancelable& origin) noexcept {
     }
     if (running == nullptr || (running->swept && running->to_announce == nullptr)) {
       origin.unlock(state);
-      return;
+      break;
     }
     if (!running->swept) {
       origin.unlock(state);
@@ -109,6 +117,18 @@ void help(cancelable& origin) noexcept {
     target->retain();
     origin.unlock(state);
     target->announce();
+    node::release(target);
+  }
+  const help_chain self{&origin, led_by};
+  for (list_entry* helped = nullptr;;) {
+    const auto state = origin.lock();
+    operation* const running = origin.operation_;
+    if (running != nullptr) helped = helped != nullptr ? helped->next : running->conflicts;
+    cancelable* const target = running != nullptr && helped != nullptr ? helped->child : nullptr;
+    if (target != nullptr) target->retain();
+    origin.unlock(state);
+    if (target == nullptr) return;
+    help(target->origin(), &self);
     node::release(target);
   }
 }
@@ -126,10 +146,15 @@ bool cancelable::end(errc error, std::exception_ptr cause,
   state = claim_as_origin(error, alone ? nullptr : &work, state);
   if (error == errc::canceled) cause_.swap(cause);  // what was in it goes at the return, unlocked
   if (where != nullptr) where_ = *where;
-  unsigned char registered = alone ? std::exchange(registered_, none) : none;
+  const unsigned char registered = alone ? std::exchange(registered_, none) : none;
   unlock(state);
-  if (!alone) registered = run(work);
-  unlink(registered);
+  if (alone) {
+    unlink(registered);
+    return true;
+  }
+  retain();  // a callback may destroy the cancel_func whose reference this call relies on
+  unlink(run(work));
+  release(this);
   return true;
 }
 
@@ -144,10 +169,11 @@ unsigned char cancelable::run(operation& work) noexcept {
   work.swept = true;
   unlock(state);
 
-  help(*this);
-  for (list_entry* entry = work.conflicts; entry != nullptr; entry = entry->next) {
-    help(entry->child->origin());
+  // Those who wait are woken before any callback, which may wait for them.
+  for (list_entry* entry = &work.self; entry != nullptr; entry = entry->next_heard) {
+    if (entry->child->has_waiters_) entry->child->wake();
   }
+  help(*this, nullptr);
 
   state = lock();
   operation_ = nullptr;
@@ -236,12 +262,8 @@ cancelable& cancelable::origin() const noexcept {
 }
 
 void cancelable::announce() noexcept {
-  // order: acquire, as in done(). Once claimed, whoever has a token or waits was there before, or has
-  // seen that it is claimed.
-  const word state = state_.load(std::memory_order_acquire);
-  // Waiters first: they must not depend on callbacks. They look again until the stop is requested.
-  if (has_waiters_) wake();
-  if ((state & has_token) != 0) token_source_.request_stop();
+  // order: acquire, as in done().
+  if ((state_.load(std::memory_order_acquire) & has_token) != 0) token_source_.request_stop();
 }
 
 void cancelable::ensure_done() noexcept {
@@ -264,6 +286,9 @@ void cancelable::enter(clock::time_point now) noexcept {
   if (!claimed(state)) std::swap(registered_, registered);
   unlock(state);
   unlink(registered);
+  // One parent is claimed and to be announced. If another one ends now it does not know this child, and
+  // yet promises that all its children are done.
+  if (claimed(state) && has_two_causes()) ensure_done();
 }
 
 template <class OnEnd>
@@ -348,8 +373,12 @@ void cancelable::break_lock() noexcept {
 // Observing
 
 std::stop_token cancelable::stop_token() {
-  // A context that is claimed and has no token of its own shares that of its herald, so that it is
-  // not seen done before its token is stopped, or after.
+  // order: acquire pairs with the release in unlock(): has_token means token_source_ is there.
+  const word seen = state_.load(std::memory_order_acquire);
+  if ((seen & has_token) != 0) return token_source_.get_token();
+
+  // A context that is claimed and has no token of its own shares that of its herald, so that it is not
+  // seen done before its token is stopped, or after.
   const auto shared = [](word state) -> const cancelable* {
     const auto* const herald = static_cast<const cancelable*>(herald_of(state));
     // order: acquire, as in done().
@@ -357,20 +386,21 @@ std::stop_token cancelable::stop_token() {
                ? herald
                : nullptr;
   };
-  const word seen = state_.load(std::memory_order_acquire);
-  if ((seen & has_token) != 0) return token_source_.get_token();
-  if (const cancelable* const herald = shared(seen)) return herald->token_source_.get_token();
-
-  std::stop_source made;
+  std::stop_source made{std::nostopstate};
+  if (shared(seen) == nullptr) made = std::stop_source{};
+  // Whose token it is going to be is decided with the lock held, so that it is equal at every call.
   word state = lock();
-  const cancelable* const herald = shared(state & ~busy);
-  if ((state & has_token) == 0 && herald == nullptr) {
-    if (claimed(state)) made.request_stop();  // done already; there is no callback on it yet
-    token_source_ = std::move(made);
-    state |= has_token;
+  const cancelable* herald = nullptr;
+  if ((state & has_token) == 0) {
+    herald = shared(state);
+    if (herald == nullptr) {
+      if (claimed(state)) made.request_stop();  // done already; there is no callback on it yet
+      token_source_ = std::move(made);
+      state |= has_token;
+    }
   }
   unlock(state);
-  return ((state & has_token) != 0 ? *this : *herald).token_source_.get_token();
+  return (herald != nullptr ? *herald : *this).token_source_.get_token();
 }
 
 std::exception_ptr cancelable::cause() const noexcept {

@@ -17,11 +17,11 @@
 //      its children_source_ calls child after child, which each claim themselves for the origin and,
 //      where they have children of their own or somebody to tell, enter the operation's list. The
 //      list is worked off until nothing is left to sweep. No user code runs, nothing blocks.
-//   2. Announce. The token_source_ of each claimed node that has one is stopped, a parent's before
-//      its children's; users' callbacks run.
+//   2. Announce. Threads that wait on what is claimed are woken. Then the token_source_ of each claimed
+//      node that has one is stopped, a parent's before its children's; users' callbacks run.
 //   3. Help. A child that was claimed already belongs to another operation, on another thread or
 //      further up on this one. All below it must be done when this operation returns, so what the
-//      other has left to announce is announced here.
+//      other has left to announce is announced here, and what that one ran into in turn.
 //   4. Unlink. What was claimed takes itself off its remaining parents.
 //
 // Why nobody waits for user code. Say thread A ends C and runs a callback on it, while D, below C,
@@ -50,6 +50,7 @@
 namespace ctx::detail {
 
 struct operation;
+struct help_chain;
 
 /// A node's place in the lists of an operation.
 struct list_entry {
@@ -119,6 +120,7 @@ class cancelable : public node, public completion {
   static constexpr unsigned char on_token = 4;   // driven::on_stop_
 
   // What the kinds of nodes do in their own way.
+  virtual bool has_two_causes() const noexcept { return false; }  // that may end it, itself aside
   virtual unsigned char register_with_parents() noexcept;
   virtual void unlink(unsigned char registered) noexcept;
   virtual void arm(clock::time_point) noexcept {}  // requires that nobody else knows the node yet
@@ -143,7 +145,7 @@ class cancelable : public node, public completion {
 
  private:
   friend operation;
-  friend void help(cancelable& origin) noexcept;
+  friend void help(cancelable& origin, const help_chain* led_by) noexcept;
 
   struct on_parent_end {
     cancelable* child;
@@ -208,6 +210,7 @@ class merged final : public cancelable {
   };
 
   node* second_parent() const noexcept override { return second_parent_; }
+  bool has_two_causes() const noexcept override { return true; }
   unsigned char register_with_parents() noexcept override;
   void unlink(unsigned char registered) noexcept override;
 
@@ -231,6 +234,7 @@ class driven final : public cancelable {
   };
   void token_stopped() noexcept;
 
+  bool has_two_causes() const noexcept override { return true; }
   unsigned char register_with_parents() noexcept override;
   void unlink(unsigned char registered) noexcept override;
 

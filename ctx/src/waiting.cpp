@@ -13,9 +13,9 @@ namespace ctx::detail {
 namespace {
 
 struct waiter {
-  const cancelable* on;
+  const cancelable* on;          // guarded by the mutex of the lot, like all but wake
   std::condition_variable wake;  // notified with the mutex of the lot held
-  bool woken = false;            // guarded by the mutex of the lot, like the links
+  bool woken = false;
   waiter* next = nullptr;
   waiter** link = nullptr;  // what points here
 };
@@ -65,6 +65,13 @@ class parking_lot {
     return waiting.woken;
   }
 
+  /// From here on it is woken by wake() alone.
+  void forget(waiter& woken) noexcept {
+    const std::lock_guard lock{mutex_};
+    woken.on = nullptr;
+    woken.woken = false;
+  }
+
   void wake(waiter& sleeping) noexcept {
     const std::lock_guard lock{mutex_};
     sleeping.woken = true;
@@ -98,21 +105,19 @@ bool wait_until(cancelable* on, clock::time_point until) {
 
   parking_lot& lot = parking_lot::instance();
   waiter self{on, {}};
-  // In this order: whoever claims the context after it has waiters finds this one in the lot.
-  lot.enter(self);
   const auto wake_self = [&] { lot.wake(self); };
   std::optional<std::stop_callback<decltype(wake_self)>> on_announcement;
-  bool woken = is_done();
-  if (!woken && on != nullptr && !on->expect_waiters()) {
-    woken = on->done();
-    // Claimed, but not yet announced: there is a token then, that of its herald.
-    if (!woken) on_announcement.emplace(on->stop_token(), wake_self);
+  // In this order: whoever claims the context after it has waiters finds this one in the lot.
+  lot.enter(self);
+  const bool live = on == nullptr || on->expect_waiters();
+  if ((!live || lot.wait(self, until)) && !is_done()) {
+    // Claimed, but not yet announced. Until then there is a token, its own or that of its herald.
+    lot.forget(self);
+    on_announcement.emplace(on->stop_token(), wake_self);
+    lot.wait(self, until);
   }
-  if (!woken) woken = lot.wait(self, until);
   on_announcement.reset();
   lot.leave(self);
-
-  while (woken && !on->done()) std::this_thread::yield();
   return is_done();
 }
 
