@@ -317,8 +317,8 @@ class [[nodiscard("after_func is stopped at once where its handle is discarded")
   std::shared_ptr<detail::after_func_state> state_;
 };
 
-/// Calls `f` once, on a thread of its own, after `ctx` is done: at once where it is already. Canceling
-/// does not wait for it. `f` must not throw. The handle keeps `ctx` alive. Where no thread can be
+/// Calls `f` once, on a thread of its own, after `ctx` is done: at once where it is already. That thread
+/// has the signals blocked that this one has. Canceling does not wait for it. `f` must not throw. The handle keeps `ctx` alive. Where no thread can be
 /// started, `f` runs on the canceling thread (the timer's, on expiry).
 template <class F>
   requires std::invocable<std::decay_t<F>&>

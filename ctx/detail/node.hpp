@@ -97,7 +97,7 @@ class completion {
     // order: acquire pairs with the release in unlock(): whoever sees the end sees who caused it.
     const word state = state_.load(std::memory_order_acquire);
     const completion* herald = herald_of(state);
-    if (herald == nullptr) return false;
+    if (herald == nullptr) [[likely]] return false;
     return (state & has_token) != 0 ? token_source_.stop_requested() : herald->announced();
   }
 

@@ -23,7 +23,11 @@ void after_func_state::start() noexcept {
   const std::shared_ptr<after_func_state> self = shared_from_this();
   if (!taken_.exchange(true)) {
     try {
-      thread_ = std::thread{[self] { self->call(); }};
+      // The timer's thread has all signals blocked, and may be the one that starts this.
+      thread_ = std::thread{[self] {
+        self->signals_.apply();
+        self->call();
+      }};
     } catch (...) {
       // No thread to be had, or no memory for one.
       call();

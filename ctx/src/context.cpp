@@ -100,7 +100,8 @@ std::optional<clock::time_point> context::deadline() const noexcept {
 clock::duration context::remaining() const noexcept {
   const auto until = deadline();
   if (!until) return clock::duration::max();
-  return std::max(*until - clock::now(), clock::duration::zero());
+  const auto left = subtract_saturate(until->time_since_epoch(), clock::now().time_since_epoch());
+  return std::max(left, clock::duration::zero());
 }
 
 void context::wait() const { wait_until_clock(clock::time_point::max()); }

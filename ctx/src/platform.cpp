@@ -1,5 +1,7 @@
 #include <ctx/src/platform.hpp>
 
+#include <ctx/detail/signal_mask.hpp>
+
 #if !defined(_WIN32)
 
 #include <dlfcn.h>
@@ -34,15 +36,19 @@ void at_fork(void (*prepare)(), void (*parent)(), void (*child)()) {
   if (::pthread_atfork(prepare, parent, child) != 0) throw std::bad_alloc{};
 }
 
-signals_blocked::signals_blocked() noexcept {
-  static_assert(sizeof(sigset_t) <= sizeof before_);
+void block_signals() noexcept {
   sigset_t all;
   ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, ::new (static_cast<void*>(before_)) sigset_t);
+  ::pthread_sigmask(SIG_SETMASK, &all, nullptr);
 }
 
-signals_blocked::~signals_blocked() {
-  ::pthread_sigmask(SIG_SETMASK, reinterpret_cast<const sigset_t*>(before_), nullptr);
+signal_mask::signal_mask() noexcept {
+  static_assert(sizeof(sigset_t) <= sizeof blocked_);
+  ::pthread_sigmask(SIG_SETMASK, nullptr, ::new (static_cast<void*>(blocked_)) sigset_t);
+}
+
+void signal_mask::apply() const noexcept {
+  ::pthread_sigmask(SIG_SETMASK, reinterpret_cast<const sigset_t*>(blocked_), nullptr);
 }
 
 }  // namespace ctx::detail
@@ -54,8 +60,9 @@ namespace ctx::detail {
 void sharpen_timed_waits() noexcept {}
 void stay_loaded() noexcept {}
 void at_fork(void (*)(), void (*)(), void (*)()) {}
-signals_blocked::signals_blocked() noexcept {}
-signals_blocked::~signals_blocked() {}
+void block_signals() noexcept {}
+signal_mask::signal_mask() noexcept {}
+void signal_mask::apply() const noexcept {}
 
 }  // namespace ctx::detail
 

@@ -16,16 +16,7 @@ void stay_loaded() noexcept;
 /// Throws `std::bad_alloc`.
 void at_fork(void (*prepare)(), void (*parent)(), void (*child)());
 
-/// While it lives, the calling thread, and every thread that it starts, receives no signals.
-class signals_blocked {
- public:
-  signals_blocked() noexcept;
-  signals_blocked(const signals_blocked&) = delete;
-  signals_blocked& operator=(const signals_blocked&) = delete;
-  ~signals_blocked();
-
- private:
-  alignas(8) unsigned char before_[128];
-};
+/// Blocks all signals for the calling thread, and every thread that it starts.
+void block_signals() noexcept;
 
 }  // namespace ctx::detail

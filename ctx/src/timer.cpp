@@ -1,5 +1,6 @@
 #include <ctx/src/timer.hpp>
 
+#include <ctx/detail/signal_mask.hpp>
 #include <ctx/src/platform.hpp>
 #include <ctx/src/time_source.hpp>
 #include <ctx/src/tree.hpp>
@@ -38,17 +39,24 @@ timer::timer() {
           [] { instance().after_fork_in_child(); });
 }
 
-// Made when the library is loaded, so that no fork comes in the middle of it.
-[[maybe_unused]] const timer& at_load = timer::instance();
+// When the library is loaded, so that no fork comes in the middle of making the timer, and no lock is held
+// while the loader's is taken.
+[[maybe_unused]] const timer& at_load = (stay_loaded(), timer::instance());
 
 void timer::start() {
   // order: acquire pairs with the release below; thread_ itself is used by nobody else.
   if (started_.load(std::memory_order_acquire)) return;
-  stay_loaded();  // takes the loader's lock, so no other is held
   const std::lock_guard lock{starting_};
   if (started_.load(std::memory_order_relaxed)) return;
-  const signals_blocked none_for_the_timer;
-  thread_ = std::jthread{[this] { run(); }};
+  const signal_mask before;
+  block_signals();  // so that the thread never has one
+  try {
+    thread_ = std::jthread{[this] { run(); }};
+  } catch (...) {
+    before.apply();
+    throw;
+  }
+  before.apply();
   started_.store(true, std::memory_order_release);
 }
 

@@ -1,6 +1,7 @@
 #include <ctx/src/tree.hpp>
 #include <ctx/src/timer.hpp>
 #include <ctx/src/waiting.hpp>
+#include <ctx/detail/saturate.hpp>
 #include <ctx/detail/value_node.hpp>
 
 #include <algorithm>
@@ -475,7 +476,8 @@ node::deadline_source timed::deadline(clock::time_point& at) const noexcept {
 void timed::describe(std::string& out) const {
   cancelable::describe(out);
   out += '(';
-  append_seconds(out, std::max(due_at_ - clock::now(), clock::duration::zero()));
+  const auto left = subtract_saturate(due_at_.time_since_epoch(), clock::now().time_since_epoch());
+  append_seconds(out, std::max(left, clock::duration::zero()));
   out += ')';
 }
 

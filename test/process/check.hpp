@@ -1,0 +1,101 @@
+#pragma once
+
+// What the process tests and the programs that they run share. A test framework does not survive fork
+// and exit, so children and programs say what is wrong on stderr, and by their status.
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdio>
+#include <source_location>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define CTX_TEST_ASAN 1
+#endif
+#if defined(__SANITIZE_THREAD__)
+#define CTX_TEST_TSAN 1
+#endif
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define CTX_TEST_ASAN 1
+#elif __has_feature(thread_sanitizer)
+#define CTX_TEST_TSAN 1
+#endif
+#endif
+
+#if defined(CTX_TEST_TSAN)
+/// Where several threads were at the fork, it gives up on a child that starts another, unless told not to.
+extern "C" [[gnu::used, gnu::visibility("default")]] inline const char* __tsan_default_options() {
+  return "die_after_fork=0";
+}
+#endif
+
+/// A status that no program means.
+inline constexpr int failed = 99;
+
+/// Ends the process, without a destructor, where something does not hold.
+inline void must(bool holds, const char* what,
+                 std::source_location where = std::source_location::current()) noexcept {
+  if (holds) return;
+  std::fprintf(stderr, "%s:%u: not so: %s\n", where.file_name(), static_cast<unsigned>(where.line()), what);
+  ::_exit(failed);
+}
+
+/// Makes a hang a failure: SIGALRM ends the process, even where it was forked on a thread that blocks
+/// signals.
+inline void die_after_a_minute() noexcept {
+  sigset_t alarm_only;
+  ::sigemptyset(&alarm_only);
+  ::sigaddset(&alarm_only, SIGALRM);
+  ::signal(SIGALRM, SIG_DFL);
+  ::pthread_sigmask(SIG_UNBLOCK, &alarm_only, nullptr);
+  ::alarm(60);
+}
+
+/// What a shell would call the status of a child that ends: 128 and the signal, where one ended it.
+inline int status_of(pid_t child) noexcept {
+  int status = 0;
+  while (::waitpid(child, &status, 0) < 0) {
+    if (errno != EINTR) return failed;
+  }
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/// Calls fork(). ThreadSanitizer gives up on a thread that gets the stack, and with it the identity, of one
+/// that is not in the child. So threads get larger stacks from here on, for which none of those will do.
+inline pid_t fork_here() noexcept {
+#if defined(CTX_TEST_TSAN)
+  pthread_attr_t defaults;
+  std::size_t size = 0;
+  ::pthread_getattr_default_np(&defaults);
+  ::pthread_attr_getstacksize(&defaults, &size);
+  ::pthread_attr_setstacksize(&defaults, size + (64 << 10));
+  ::pthread_setattr_default_np(&defaults);
+  ::pthread_attr_destroy(&defaults);
+#endif
+  return ::fork();
+}
+
+/// The status of a child that calls `body`: zero, unless something must hold and does not.
+template <class Body>
+int in_child(const Body& body) noexcept {
+  const pid_t child = fork_here();
+  if (child == 0) {
+    die_after_a_minute();
+    body();
+    ::_exit(0);
+  }
+  const unsigned left = ::alarm(0);  // the child's minute has just begun
+  const int status = status_of(child);
+  ::alarm(left);
+  return status;
+}
+
+/// The system's number of the calling thread, as in /proc/self/task.
+inline pid_t this_thread_number() noexcept { return static_cast<pid_t>(::syscall(SYS_gettid)); }
+

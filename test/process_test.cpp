@@ -1,0 +1,438 @@
+// Exists for what breaks at the edges of a process: a fork that leaves the child without the timer's
+// thread, or with a lock whose holder is gone; an exit that waits for a thread, or finds destroyed what it
+// needs; a plugin that is unloaded under its thread; a thread that can't be started, catches signals or
+// wakes up for nothing.
+//
+// Forks are made here. What needs a process of its own, from its start or to its end, is in the programs
+// of process/, which lie beside this one and are run by it. Whatever hangs is ended after a minute.
+
+#include "process/check.hpp"
+
+#include <ctx/context.hpp>
+#include <ctx/manual_clock.hpp>
+
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <initializer_list>
+#include <iterator>
+#include <latch>
+#include <sstream>
+#include <stop_token>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace {
+
+using namespace std::chrono_literals;
+using ctx::background;
+using ctx::clock;
+
+// Forks
+
+/// Waits for a deadline that is set here and now.
+void wait_for_a_deadline() noexcept {
+  const auto start = clock::now();
+  auto scope = ctx::with_timeout(background(), 1ms);
+  scope.ctx.wait();
+  must(scope.ctx.err() == ctx::errc::deadline_exceeded, "a deadline passes");
+  must(clock::now() - start >= 1ms, "it does not pass early");
+}
+
+void wait_for(const ctx::context& ctx) noexcept {
+  ctx.wait();
+  must(ctx.err() == ctx::errc::deadline_exceeded, "an inherited deadline passes");
+  must(clock::now() >= *ctx.deadline(), "it does not pass early");
+}
+
+TEST_CASE("a child makes deadlines, also where its parent has a timer already") {
+  wait_for_a_deadline();
+  CHECK(in_child(wait_for_a_deadline) == 0);
+  wait_for_a_deadline();
+}
+
+TEST_CASE("a deadline armed before a fork passes in the child and in the parent") {
+  auto first = ctx::with_timeout(background(), 100ms);
+  auto second = ctx::with_timeout(background(), 110ms);
+  auto child = ctx::with_cancel(second.ctx);
+  auto far = ctx::with_timeout(background(), 1h);
+  CHECK(in_child([&] {
+          wait_for(first.ctx);
+          wait_for(second.ctx);
+          must(child.ctx.done(), "it takes its children with it");
+          must(!far.ctx.done(), "a far deadline is still to come");
+          wait_for_a_deadline();
+          must(far.cancel(), "and can be canceled");
+        }) == 0);
+  wait_for(first.ctx);
+  wait_for(second.ctx);
+  CHECK(child.ctx.done());
+  CHECK_FALSE(far.ctx.done());
+}
+
+TEST_CASE("callbacks on an inherited deadline run in the child, on its own timer's thread") {
+  auto scope = ctx::with_timeout(background(), 100ms);
+  std::atomic<bool> called{false};
+  std::stop_callback callback{scope.ctx.stop_token(), [&] {
+                                called = true;
+                                called.notify_all();
+                              }};
+  CHECK(in_child([&] { called.wait(false); }) == 0);
+  called.wait(false);
+}
+
+TEST_CASE("a child waits as its parent does, whoever waits there at the fork") {
+  auto scope = ctx::with_cancel(background());
+  std::latch about_to_wait{3};
+  std::vector<std::jthread> waiting;
+  waiting.emplace_back([&] {
+    about_to_wait.count_down();
+    scope.ctx.wait();
+  });
+  waiting.emplace_back([&] {
+    about_to_wait.count_down();
+    scope.ctx.wait_for(1h);
+  });
+  waiting.emplace_back([&] {
+    about_to_wait.count_down();
+    while (!scope.ctx.wait_for(1us)) {
+    }
+  });
+  about_to_wait.wait();
+  int status = 0;
+  for (int round = 0; round < 10 && status == 0; ++round) {
+    status = in_child([] {
+      const auto start = clock::now();
+      must(!background().wait_for(1ms), "nobody ends the background");
+      must(!ctx::with_cancel(background()).ctx.wait_until(start + 2ms), "nobody ends the context");
+      must(clock::now() - start >= 2ms, "no wait ends early");
+
+      auto own = ctx::with_cancel(background());
+      auto below = ctx::with_timeout(own.ctx, 1h);
+      std::thread canceling{[&] { own.cancel(); }};
+      must(below.ctx.wait_for(1h), "a cancelation ends a wait");
+      own.ctx.wait();
+      canceling.join();
+      wait_for_a_deadline();
+    });
+  }
+  CHECK(status == 0);
+  scope.cancel();
+}
+
+TEST_CASE("children of children have all deadlines too") {
+  auto scope = ctx::with_timeout(background(), 100ms);
+  CHECK(in_child([&] {
+          auto own = ctx::with_timeout(background(), 90ms);
+          const int status = in_child([&] {
+            wait_for_a_deadline();
+            must(in_child([&] { wait_for(own.ctx); }) == 0, "in the third generation");
+            wait_for(own.ctx);
+            wait_for(scope.ctx);
+          });
+          must(status == 0, "in the second generation");
+          wait_for(own.ctx);
+          wait_for(scope.ctx);
+        }) == 0);
+  wait_for(scope.ctx);
+}
+
+/// Forks in a callback on the timer's thread, which returns. In the child, `body` is called on a thread
+/// that it starts.
+int in_child_of_callback(const std::function<void()>& body) {
+  // A fork in a callback that runs here, as its deadline had passed, proves nothing.
+  for (auto timeout = 1ms;; timeout *= 2) {
+    const pid_t here = this_thread_number();
+    std::atomic<pid_t> forked{0};
+    auto scope = ctx::with_timeout(background(), timeout);
+    std::stop_callback callback{scope.ctx.stop_token(), [&] {
+                                  if (this_thread_number() == here) {
+                                    forked = -1;
+                                  } else if (const pid_t child = fork_here(); child != 0) {
+                                    forked = child;
+                                  } else {
+                                    // It holds what it needs: what is beside it here is not for long.
+                                    std::thread{[body] {
+                                      die_after_a_minute();
+                                      body();
+                                      ::_exit(0);
+                                    }}.detach();
+                                    forked = -1;
+                                  }
+                                  forked.notify_all();
+                                }};
+    forked.wait(0);
+    if (forked > 0) return status_of(forked);
+  }
+}
+
+TEST_CASE("a callback on the timer's thread may fork, and the child goes on from there") {
+  auto soon = ctx::with_timeout(background(), 100ms);
+  auto far = ctx::with_timeout(background(), 1h);
+  CHECK(in_child_of_callback([&] {
+          wait_for_a_deadline();
+          wait_for(soon.ctx);
+          must(!far.ctx.done(), "a far deadline is still to come");
+          must(in_child(wait_for_a_deadline) == 0, "the child can fork again");
+        }) == 0);
+  wait_for(soon.ctx);
+  wait_for_a_deadline();
+}
+
+TEST_CASE("a callback that runs at a fork holds up no deadline in the child") {
+  std::latch running{1};
+  std::atomic<bool> release{false};
+  auto held = ctx::with_timeout(background(), 1ms);
+  auto after = ctx::with_timeout(background(), 2ms);
+  auto far = ctx::with_timeout(background(), 1h);
+  std::stop_callback callback{held.ctx.stop_token(), [&] {
+                                running.count_down();
+                                release.wait(false);
+                              }};
+  running.wait();
+  const int status = in_child([&] {
+    wait_for(after.ctx);
+    wait_for(held.ctx);
+    wait_for_a_deadline();
+    must(!far.ctx.done(), "a far deadline is still to come");
+  });
+  release = true;
+  release.notify_all();
+  CHECK(status == 0);
+  wait_for(after.ctx);
+}
+
+#if defined(CTX_TEST_ASAN)
+// Its allocator does not know of forks: it leaves locks in the child whose holders are gone.
+constexpr bool allocator_survives_forks = false;
+#else
+constexpr bool allocator_survives_forks = true;
+#endif
+
+/// Threads that repeat a step each until they are told to stop, all of them at work once it is made.
+class storm {
+ public:
+  explicit storm(std::initializer_list<std::function<void()>> steps) : started_{std::ssize(steps)} {
+    for (const auto& step : steps) {
+      threads_.emplace_back([this, step](const std::stop_token& over) {
+        step();
+        started_.count_down();
+        while (!over.stop_requested()) step();
+      });
+    }
+    started_.wait();
+  }
+
+ private:
+  std::latch started_;
+  std::vector<std::jthread> threads_;  // last: they use what is above
+};
+
+/// The status of children forked meanwhile, zero if all of them could use deadlines of their own.
+int fork_in_storm() {
+  int status = 0;
+  for (int round = 0; round < 50 && status == 0; ++round) {
+    status = in_child([] {
+      wait_for_a_deadline();
+      auto own = ctx::with_timeout(background(), 1h);
+      // By the end of this, what the storm had armed in the parent has passed here.
+      wait_for(ctx::with_timeout(own.ctx, 10ms).ctx);
+      must(!own.ctx.wait_for(1ms), "a far deadline is still to come");
+    });
+  }
+  for (int round = 0; round < 10 && status == 0; ++round) status = in_child_of_callback(wait_for_a_deadline);
+  return status;
+}
+
+TEST_CASE("a child forked while threads arm, cancel and wait has working deadlines" *
+          doctest::skip(!allocator_survives_forks)) {
+  const storm raging{
+      [] { ctx::with_timeout(background(), 1ms).cancel(); },
+      [] { ctx::with_timeout(background(), 100us).ctx.wait(); },
+      [] { ctx::with_timeout(background(), 1h).ctx.wait_for(10us); },
+      [] {
+        std::vector<ctx::cancel_scope> many;
+        for (int i = 0; i < 100; ++i) many.push_back(ctx::with_timeout(background(), i * 50us));
+      },
+  };
+  CHECK(fork_in_storm() == 0);
+}
+
+TEST_CASE("a manual clock goes its own way in a child") {
+  ctx::manual_clock manual;
+  auto scope = ctx::with_timeout(background(), 1h);
+  auto later = ctx::with_timeout(background(), 3h);
+  CHECK(in_child([&] {
+          must(!scope.ctx.done(), "the clock stands still");
+          auto own = ctx::with_timeout(background(), 30min);
+          std::thread waiting{[&] { own.ctx.wait(); }};
+          manual.advance(30min);
+          waiting.join();
+          must(own.ctx.done() && !scope.ctx.done(), "the child moves it by half an hour");
+          manual.advance(30min);
+          must(scope.ctx.done() && !later.ctx.done(), "and by an hour");
+        }) == 0);
+  CHECK_FALSE(scope.ctx.done());
+  manual.advance(1h);
+  CHECK(scope.ctx.done());
+  CHECK_FALSE(later.ctx.done());
+}
+
+TEST_CASE("a manual clock can end in a child, and one begin") {
+  {
+    ctx::manual_clock* const manual = new ctx::manual_clock;
+    auto scope = ctx::with_timeout(background(), 50ms);
+    CHECK(in_child([&] {
+            delete manual;
+            wait_for(scope.ctx);
+            wait_for_a_deadline();
+          }) == 0);
+    manual->advance(50ms);
+    CHECK(scope.ctx.done());
+    delete manual;
+  }
+  auto scope = ctx::with_timeout(background(), 1h);
+  CHECK(in_child([&] {
+          ctx::manual_clock manual;
+          manual.advance(1h);
+          must(scope.ctx.done(), "an hour has passed");
+        }) == 0);
+  CHECK_FALSE(scope.ctx.done());
+}
+
+// Programs
+
+struct outcome {
+  int status;
+  std::string said;  // on stdout and stderr
+};
+
+/// What was said but for a remark of LeakSanitizer's, which takes threads of the parent for those of a child.
+std::string without_remarks(const std::string& said) {
+  std::istringstream lines{said};
+  std::string rest;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.find("was not suspended. False leaks are possible") == line.npos) rest += line + '\n';
+  }
+  return rest;
+}
+
+/// Runs a program that lies beside this one.
+outcome run(const std::string& name, const std::string& first, const std::string& second = {}) {
+  const auto program = std::filesystem::read_symlink("/proc/self/exe").replace_filename(name).string();
+  int ends[2];
+  REQUIRE(::pipe(ends) == 0);
+  const pid_t child = fork_here();
+  if (child == 0) {
+    ::dup2(ends[1], STDOUT_FILENO);
+    ::dup2(ends[1], STDERR_FILENO);
+    ::close(ends[0]);
+    ::close(ends[1]);
+    ::execl(program.c_str(), name.c_str(), first.c_str(), second.empty() ? nullptr : second.c_str(), nullptr);
+    must(false, "the program can be run");
+  }
+  ::close(ends[1]);
+  outcome result{};
+  char buffer[4096];
+  for (ssize_t size = 0; (size = ::read(ends[0], buffer, sizeof buffer)) > 0;) {
+    result.said.append(buffer, static_cast<std::size_t>(size));
+  }
+  ::close(ends[0]);
+  result.said = without_remarks(result.said);
+  result.status = status_of(child);
+  return result;
+}
+
+void check_exit(const std::string& way, const std::string& said = "") {
+  CAPTURE(way);
+  const outcome result = run("process_exit", way);
+  CHECK(result.status == 42);
+  CHECK(result.said == said);
+}
+
+void check_silence(const std::string& program, const std::string& way, const std::string& more = {}) {
+  CAPTURE(way);
+  const outcome result = run(program, way, more);
+  CHECK(result.status == 0);
+  CHECK(result.said == "");
+}
+
+void check_with_plugin(const std::string& way) {
+  const auto here = std::filesystem::read_symlink("/proc/self/exe");
+  check_silence("process_host", way, std::filesystem::path{here}.replace_filename("process_plugin.so").string());
+}
+
+TEST_CASE("contexts in static and thread-local storage are destroyed after main, in any order") {
+  check_exit("contexts_everywhere");
+}
+
+TEST_CASE("a destructor after main sets a deadline and waits for it") {
+  check_exit("destructors_that_wait", "thread's main's late early \n");
+  check_exit("first_deadline_in_a_destructor", "early \n");
+}
+
+TEST_CASE("a process with a million deadlines exits with its own status") {
+  check_exit("million_armed");
+  check_exit("million_destroyed");
+}
+
+TEST_CASE("deadlines may pass while a process exits") { check_exit("deadlines_pass_meanwhile"); }
+
+TEST_CASE("a callback may exit") {
+  check_exit("exit_on_the_timers_thread");
+  check_exit("exit_in_after_func");
+}
+
+TEST_CASE("a process exits while its threads wait, arm and cancel") { check_exit("threads_go_on"); }
+
+TEST_CASE("a child exits with its own status") { check_exit("in_a_child"); }
+
+TEST_CASE("the first deadline reports that no thread can be started, and leaves nothing behind") {
+  check_silence("process_start", "no_thread");
+}
+
+TEST_CASE("a child that can't start a thread at once does so at its next deadline") {
+  check_silence("process_start", "no_thread_in_child");
+  check_silence("process_start", "no_memory_in_child");
+}
+
+TEST_CASE("a child may make the first deadline") { check_silence("process_start", "fork_before"); }
+
+TEST_CASE("a fork may come while another thread makes the first deadline") {
+  check_silence("process_start", "fork_meanwhile");
+}
+
+TEST_CASE("no signal is delivered to the timer's thread") { check_silence("process_idle", "signals"); }
+
+TEST_CASE("a function that runs after a deadline receives signals") { check_silence("process_idle", "after_func"); }
+
+TEST_CASE("idle means asleep") { check_silence("process_idle", "hour_away"); }
+
+TEST_CASE("timeouts that are canceled in time wake the timer now and then") {
+  check_silence("process_idle", "short_timeouts");
+}
+
+TEST_CASE("a plugin that is closed with deadlines armed leaves no thread without its code") {
+  check_with_plugin("closed_while_armed");
+  check_with_plugin("found_by_a_relative_name");
+  check_with_plugin("use_deadlines_on_unload");
+}
+
+TEST_CASE("a plugin that armed nothing leaves nothing behind") { check_with_plugin("closed_after_waiting"); }
+
+TEST_CASE("a plugin may set deadlines while it is loaded") {
+  check_with_plugin("use_deadlines_on_load");
+  check_with_plugin("first_deadline_while_loading");
+}
+
+TEST_CASE("what one copy of the library makes another may use, end and destroy") { check_with_plugin("cross"); }
+
+TEST_CASE("one copy of the library waits for what another ends") { check_with_plugin("cross_waits"); }
+
+TEST_CASE("two copies of the library keep to their own timers") { check_with_plugin("cross_timers"); }
+
+}  // namespace
