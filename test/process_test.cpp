@@ -127,6 +127,7 @@ TEST_CASE("a child waits as its parent does, whoever waits there at the fork") {
 TEST_CASE("children of children have all deadlines too") {
   auto scope = ctx::with_timeout(background(), 100ms);
   CHECK(in_child([&] {
+          wait_for_a_deadline();
           auto own = ctx::with_timeout(background(), 90ms);
           const int status = in_child([&] {
             wait_for_a_deadline();

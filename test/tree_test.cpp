@@ -19,7 +19,6 @@
 #include <exception>
 #include <functional>
 #include <iterator>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <random>
@@ -42,7 +41,6 @@
 namespace {
 
 using namespace std::chrono_literals;
-using ctx::after_func;
 using ctx::background;
 using ctx::cancel_func;
 using ctx::cancel_scope;
@@ -94,7 +92,7 @@ constexpr bool sanitized = __has_feature(address_sanitizer) || __has_feature(thr
 constexpr bool sanitized = false;
 #endif
 // Sanitizers need more stack, for themselves, and much more memory.
-constexpr int depth = sanitized ? 100'000 : 1'000'000;
+constexpr int depth = sanitized ? 50'000 : 1'000'000;
 [[maybe_unused]] constexpr std::size_t stack_size = sanitized ? 2 << 20 : 256 << 10;
 
 #if defined(__GLIBC__)
@@ -1044,7 +1042,7 @@ TEST_CASE("chains of a million contexts end and are destroyed on a stack of 256 
         const context holder = with_value(background(), probe, alive);
         auto [root, cancel] = end == "deadline"     ? with_timeout(holder, 1h)
                               : end == "stop token" ? with_stop_token(holder, source.get_token())
-                                                                 : with_cancel(holder);
+                                                    : with_cancel(holder);
         context leaf = root;
         for (int i = 0; i < levels; ++i) leaf = derive(leaf, i);
         live_err = leaf.err();

@@ -136,7 +136,12 @@ cancel_func::~cancel_func() {
 bool cancel_func::operator()(location where) const noexcept { return (*this)(nullptr, where); }
 
 bool cancel_func::operator()(std::exception_ptr cause, location where) const noexcept {
-  return target_ != nullptr && target_->end(errc::canceled, std::move(cause), &where);
+  cancelable* const target = target_;
+  if (target == nullptr) return false;
+  target->retain();  // a callback may destroy this cancel_func
+  const bool did_it = target->end(errc::canceled, std::move(cause), &where);
+  node::release(target);
+  return did_it;
 }
 
 void cancel_func::release() noexcept {

@@ -109,8 +109,11 @@ void timer::expire_due(std::unique_lock<std::mutex>& lock) noexcept {
     // Pinned under the lock, or else it is being destroyed: then it finds itself disarmed.
     if (!node->retain_if_alive()) continue;
     ending_ = node;
+    const bool resumed = node == interrupted_;
+    if (resumed) interrupted_ = nullptr;
     lock.unlock();
     node->end(errc::deadline_exceeded, nullptr, nullptr);
+    if (resumed) help(*node);
     lock.lock();
     ending_ = nullptr;
     lock.unlock();
@@ -168,15 +171,15 @@ void timer::after_fork_in_child() noexcept {
     std::construct_at(&thread_);
     asleep_until_ = clock::time_point::min();
     started_.store(false, std::memory_order_relaxed);
-    if (timed* const interrupted = std::exchange(ending_, nullptr)) {
-      wheel_.arm(*interrupted, interrupted->due_);
-    }
+    interrupted_ = std::exchange(ending_, nullptr);
+    if (interrupted_ != nullptr) wheel_.arm(*interrupted_, interrupted_->due_);
   }
   // So are the threads that were notifying, and those that had locked a node and waited for the timer's
   // lock to disarm it.
   std::construct_at(&wake_);
   std::construct_at(&advanced_);
   wheel_.for_each([](wheel_entry& entry) { static_cast<timed&>(entry).break_lock(); });
+  if (thread_is_gone && interrupted_ != nullptr) interrupted_->adopt_operation();
   const bool restart = thread_is_gone && !wheel_.empty();
   after_fork_in_parent();
   if (!restart) return;

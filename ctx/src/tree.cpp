@@ -149,13 +149,7 @@ bool cancelable::end(errc error, std::exception_ptr cause,
   if (where != nullptr) where_ = *where;
   const unsigned char registered = alone ? std::exchange(registered_, none) : none;
   unlock(state);
-  if (alone) {
-    unlink(registered);
-    return true;
-  }
-  retain();  // a callback may destroy the cancel_func whose reference this call relies on
-  unlink(run(work));
-  release(this);
+  unlink(alone ? registered : run(work));
   return true;
 }
 
@@ -174,7 +168,7 @@ unsigned char cancelable::run(operation& work) noexcept {
   for (list_entry* entry = &work.self; entry != nullptr; entry = entry->next_heard) {
     if (entry->child->has_waiters_) entry->child->wake();
   }
-  help(*this, nullptr);
+  help(*this);
 
   state = lock();
   operation_ = nullptr;
@@ -369,6 +363,16 @@ void cancelable::break_lock() noexcept {
   // order: relaxed suffices; there is one thread.
   const word state = state_.load(std::memory_order_relaxed);
   if ((state & busy) != 0) state_.store(state & ~busy, std::memory_order_relaxed);
+}
+
+void cancelable::adopt_operation() noexcept {
+  if (!claimed(state_.load(std::memory_order_acquire)) || &origin() != this || operation_ == nullptr) return;
+  auto* const adopted = new (std::nothrow) operation{*operation_};  // for good: nobody will finish it
+  if (adopted != nullptr) {
+    if (adopted->to_announce == &operation_->self) adopted->to_announce = &adopted->self;
+    adopted->swept = true;
+  }
+  operation_ = adopted;
 }
 
 // Observing

@@ -109,6 +109,11 @@ class cancelable : public node, public completion {
   /// In the child of a fork: the thread that held the lock is gone.
   void break_lock() noexcept;
 
+  /// In the child of a fork: the thread that was ending this node is gone, and its stack, where the operation
+  /// is, may be used again. Keeps the operation, so that what is left to announce can be; where memory is
+  /// short, forgets it.
+  void adopt_operation() noexcept;
+
  protected:
   ~cancelable() override = default;
   void detach() noexcept override;
@@ -241,5 +246,8 @@ class driven final : public cancelable {
   std::stop_token token_;  // immutable after construction
   union { std::stop_callback<on_stop> on_stop_; };
 };
+
+/// Announces what the operation that ended `origin` has left to announce, if it still runs.
+void help(cancelable& origin, const help_chain* led_by = nullptr) noexcept;
 
 }  // namespace ctx::detail

@@ -63,7 +63,9 @@ inline int status_of(pid_t child) noexcept {
   while (::waitpid(child, &status, 0) < 0) {
     if (errno != EINTR) return failed;
   }
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  if (WIFEXITED(status)) return WEXITSTATUS(status);
+  std::fprintf(stderr, "a child was ended by signal %d\n", WTERMSIG(status));
+  return 128 + WTERMSIG(status);
 }
 
 /// Calls fork(). ThreadSanitizer gives up on a thread that gets the stack, and with it the identity, of one

@@ -115,6 +115,7 @@ void no_thread() {
 }
 
 void no_thread_in_child() {
+  wait_for_a_deadline();  // the thread may allocate while it starts, which AddressSanitizer's fork can't bear
   auto inherited = ctx::with_timeout(ctx::background(), 1h);
   auto soon = ctx::with_timeout(ctx::background(), 100ms);
   threads_to_refuse = 1;
@@ -130,6 +131,7 @@ void no_thread_in_child() {
 }
 
 void no_memory_in_child() {
+  wait_for_a_deadline();
   auto soon = ctx::with_timeout(ctx::background(), 100ms);
   out_of_memory = true;
   const int status = in_child([&] {
