@@ -356,7 +356,8 @@ TEST_CASE("many functions on one context all run once, those that were stopped d
   std::atomic<int> wanted = 0, unwanted = 0;
   {
     std::vector<handle> handles;
-    for (int i = 0; i < 200; ++i) handles.push_back(after_func(c, [&, i] { i % 2 != 0 ? ++wanted : ++unwanted; }));
+    for (int i = 0; i < 200; ++i)
+      handles.push_back(after_func(c, [&calls = i % 2 != 0 ? wanted : unwanted] { ++calls; }));
     for (std::size_t i = 0; i < handles.size(); i += 2) CHECK(handles[i].stop());
     cancel();
     while (wanted < 100) std::this_thread::yield();

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cmath>
 #include <cstdint>
 #include <deque>
 #include <exception>
@@ -186,12 +185,9 @@ TEST_CASE("a time is rounded up, never down") {
   CHECK(timeout_of(duration<float>{0.5F}) == 500ms);
   CHECK(timeout_of(std::chrono::weeks{1}) == 168h);
   using precise = std::chrono::time_point<std::chrono::steady_clock, duration<std::int64_t, std::pico>>;
-  const precise deadline{std::chrono::duration_cast<precise::duration>(1h) + duration<std::int64_t, std::pico>{1}};
+  const precise deadline{precise::duration{1h} + precise::duration{1}};
   CHECK(with_deadline(background(), deadline).ctx.deadline() == clock::time_point{1h + 1ns});
 }
-
-template <class Clock>
-using latest = std::chrono::time_point<Clock, typename Clock::duration>;
 
 TEST_CASE("a time beyond what the clock can represent never comes, or has passed") {
   std::vector<cancel_scope> never, bounded;
@@ -212,11 +208,12 @@ TEST_CASE("a time beyond what the clock can represent never comes, or has passed
   beyond(duration<long double, std::pico>::max());
   check_expired(with_timeout(background(), std::chrono::hours::min()).ctx);
 
+  using date = std::chrono::time_point<std::chrono::system_clock, std::chrono::hours>;
   never.push_back(with_deadline(background(), clock::time_point::max()));
   never.push_back(with_deadline(background(), std::chrono::system_clock::time_point::max()));
-  never.push_back(with_deadline(background(), std::chrono::time_point<std::chrono::system_clock, std::chrono::hours>::max()));
+  never.push_back(with_deadline(background(), date::max()));
   check_expired(with_deadline(background(), std::chrono::system_clock::time_point::min()).ctx);
-  check_expired(with_deadline(background(), std::chrono::time_point<std::chrono::system_clock, std::chrono::hours>::min()).ctx);
+  check_expired(with_deadline(background(), date::min()).ctx);
 
   for (const auto& each : bounded) CHECK(each.ctx.remaining() == 1h);
   for (const auto& each : never) CHECK(each.ctx.remaining() > 24h);
@@ -249,7 +246,7 @@ TEST_CASE("a time that is not a number throws, and changes nothing") {
   const std::chrono::time_point<std::chrono::steady_clock, duration<double>> nan_point{nan};
   const std::chrono::time_point<std::chrono::system_clock, duration<float>> nan_date{nan};
   CHECK_THROWS_AS(static_cast<void>(with_timeout(parent, nan)), std::invalid_argument);
-  CHECK_THROWS_AS(static_cast<void>(with_timeout(parent, duration<float, std::nano>{NAN})), std::invalid_argument);
+  CHECK_THROWS_AS(static_cast<void>(with_timeout(parent, duration<float>{nan})), std::invalid_argument);
   CHECK_THROWS_AS(static_cast<void>(with_deadline(parent, nan_point)), std::invalid_argument);
   CHECK_THROWS_AS(static_cast<void>(with_deadline(parent, nan_date)), std::invalid_argument);
   CHECK_THROWS_AS(parent.wait_for(nan), std::invalid_argument);
@@ -463,7 +460,8 @@ TEST_CASE("a wait ends once its context is done, though a callback above is stil
       // It would be as good if the child were not done yet.
       in_time = !child.done() || ended.wait_for(10s) == std::future_status::ready;
     }};
-    wait_while(child, [&](const context& c) { c.wait(), through.set_value(); }, [&, &cancel = cancel] { cancel(); });
+    wait_while(child, [&](const context& c) { c.wait(), through.set_value(); },
+               [&, &cancel = cancel] { cancel(); });
   }
   CHECK(in_time);
 }
@@ -685,7 +683,10 @@ TEST_CASE("a wait that a manual clock held goes on by the real clock") {
   std::chrono::steady_clock::time_point ended;
   bool result = true;
   wait_while(background(),
-             [&](const context& on) { result = on.wait_until(until), ended = std::chrono::steady_clock::now(); },
+             [&](const context& on) {
+               result = on.wait_until(until);
+               ended = std::chrono::steady_clock::now();
+             },
              [&] { time.reset(); });
   CHECK_FALSE(result);
   CHECK(ended >= until);

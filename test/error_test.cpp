@@ -71,6 +71,8 @@ std::error_code code(const std::exception_ptr& cause) {
 
 using std::source_location;
 
+source_location here(source_location caller = source_location::current()) { return caller; }
+
 std::string place(source_location where) {
   return std::string{where.file_name()} + ':' + std::to_string(where.line());
 }
@@ -202,7 +204,7 @@ TEST_CASE("behind without_cancel there is no cause, whatever ended the parent") 
   ctx::manual_clock clock;
   auto [canceled, cancel] = with_cancel(background());
   auto [expired, cancel_expired] = with_timeout(background(), 1h, make_cause("too slow"));
-  const context live = without_cancel(background()), shields[]{without_cancel(canceled), without_cancel(expired), live};
+  const context shields[]{without_cancel(canceled), without_cancel(expired), without_cancel(background())};
   cancel(make_cause("cause"));
   clock.advance(1h);
   for (const context& each : shields) {
@@ -256,7 +258,8 @@ TEST_CASE("a cause may be an exception object of any type") {
     CHECK(cancel(std::forward<decltype(cause)>(cause)));
     return context{c};
   };
-  CHECK_THROWS_WITH_AS(ended_with(std::runtime_error{"disk full"}).throw_if_done(), "disk full", std::runtime_error);
+  const context full = ended_with(std::runtime_error{"disk full"});
+  CHECK_THROWS_WITH_AS(full.throw_if_done(), "disk full", std::runtime_error);
   CHECK_THROWS_AS(ended_with(7).throw_if_done(), int);
   const std::out_of_range kept{"kept"};
   CHECK_THROWS_AS(ended_with(kept).throw_if_done(), std::out_of_range);
@@ -273,9 +276,9 @@ TEST_CASE("the cause names the call that canceled") {
   auto [a, cancel_a] = with_cancel(background());
   auto [b, cancel_b] = with_timeout(a, 1h, make_cause("too slow"));
   auto [c, cancel_c] = with_cancel(b);
-  cancel_c(); const auto c_at = source_location::current();
-  cancel_b(nullptr); const auto b_at = source_location::current();
-  cancel_a(std::exception_ptr{}); const auto a_at = source_location::current();
+  cancel_c(); const auto c_at = here();
+  cancel_b(nullptr); const auto b_at = here();
+  cancel_a(std::exception_ptr{}); const auto a_at = here();
   check_default(a, errc::canceled, a_at);
   check_default(b, errc::canceled, b_at);
   check_default(c, errc::canceled, c_at);
@@ -283,7 +286,7 @@ TEST_CASE("the cause names the call that canceled") {
   check_default(c, errc::canceled, c_at);
 
   auto [d, cancel_d] = with_cancel(background());
-  const auto elsewhere = source_location::current();
+  const auto elsewhere = here();
   cancel_d(elsewhere);
   check_default(with_value(d, user_key, 1), errc::canceled, elsewhere);
 }
@@ -292,9 +295,9 @@ TEST_CASE("the cause names the call that derived the context, where nobody calle
   context destroyed, overwritten;
   source_location destroyed_at, overwritten_at;
   {
-    auto [c, cancel] = with_cancel(background()); destroyed_at = source_location::current();
+    auto [c, cancel] = with_cancel(background()); destroyed_at = here();
     destroyed = c;
-    auto [d, cancel_d] = merge(c, background()); overwritten_at = source_location::current();
+    auto [d, cancel_d] = merge(c, background()); overwritten_at = here();
     overwritten = d;
     cancel_d = {};
   }
@@ -302,20 +305,20 @@ TEST_CASE("the cause names the call that derived the context, where nobody calle
   check_default(overwritten, errc::canceled, overwritten_at);
 
   std::stop_source source;
-  auto [driven, cancel] = with_stop_token(background(), source.get_token()); const auto driven_at = source_location::current();
+  auto [driven, cancel] = with_stop_token(background(), source.get_token()); const auto driven_at = here();
   source.request_stop();
   check_default(driven, errc::canceled, driven_at);
-  auto [born, cancel_born] = with_stop_token(background(), source.get_token()); const auto born_at = source_location::current();
+  auto [born, cancel_born] = with_stop_token(background(), source.get_token()); const auto born_at = here();
   check_default(born, errc::canceled, born_at);
 }
 
 TEST_CASE("the cause names the call that set the deadline which passed") {
   ctx::manual_clock clock;
-  auto [outer, cancel_outer] = with_timeout(background(), 1h); const auto outer_at = source_location::current();
-  auto [inner, cancel_inner] = with_deadline(outer, ctx::clock::now() + 30min); const auto inner_at = source_location::current();
+  auto [outer, cancel_outer] = with_timeout(background(), 1h); const auto outer_at = here();
+  auto [inner, cancel_inner] = with_deadline(outer, ctx::clock::now() + 30min); const auto inner_at = here();
   auto [longer, cancel_longer] = with_timeout(outer, 2h);
   auto [merged, cancel_merged] = merge(background(), longer);
-  auto [past, cancel_past] = with_deadline(background(), ctx::clock::now()); const auto past_at = source_location::current();
+  auto [past, cancel_past] = with_deadline(background(), ctx::clock::now()); const auto past_at = here();
   check_default(past, errc::deadline_exceeded, past_at);
   clock.advance(30min);
   check_default(inner, errc::deadline_exceeded, inner_at);

@@ -1120,7 +1120,9 @@ struct toy {
   }
 
   void expire() {
-    const auto due = [](const node& each) { return each.err || !each.due ? ctx::clock::time_point::max() : *each.due; };
+    const auto due = [](const node& each) {
+      return each.err || !each.due ? ctx::clock::time_point::max() : *each.due;
+    };
     for (;;) {
       const auto next = std::ranges::min_element(nodes, {}, due);
       if (due(*next) > ctx::clock::now()) return;
@@ -1173,7 +1175,8 @@ TEST_CASE("random trees do what a recursive toy does") {
     const auto add = [&](toy::node node, cancel_scope scope, bool cancelable = true) {
       twins.push_back({model.add(std::move(node)), std::move(scope), cancelable});
       if (twin& made = twins.back(); below(2) == 0)
-        made.on_end = std::make_unique<callback>(made.scope.ctx.stop_token(), [calls = made.calls] { ++*calls; });
+        made.on_end =
+            std::make_unique<callback>(made.scope.ctx.stop_token(), [calls = made.calls] { ++*calls; });
     };
     add({}, {background(), {}}, false);
     const auto start = ctx::clock::now();
