@@ -458,8 +458,8 @@ TEST_CASE("a context is canceled or ends otherwise, in one way for all who look 
                            "a cancel won, but another end is seen");
           } else {
             w.found.expect(w.c.did_it(), "no cancel won, but the end is not the other's");
-            w.settle();
           }
+          w.settle();
           for (const auto& child : w.children) w.found.ended_with(child.ctx, w.c.ctx());
           w.all_ended();
         }) == "");
