@@ -130,12 +130,12 @@ class CTX_API context {
   /// lives as long as this context or any derived from it. The search takes a step a derivation.
   template <class T>
   [[nodiscard]] const T* value(const key<T>& key) const& noexcept {
-    return static_cast<const T*>(find(&key));
+    return detail::keyed_value<T>::find(node_, key);
   }
   /// The same for a key type of one's own, compared by `==`, which must not throw.
   template <value_key Key>
   [[nodiscard]] const typename Key::context_value* value(const Key& key) const& noexcept {
-    return static_cast<const typename Key::context_value*>(find(typeid(Key), std::addressof(key)));
+    return detail::matched_value<Key>::find(node_, key);
   }
   /// Not on a temporary context, with which the value might go.
   template <class Key>
@@ -161,8 +161,6 @@ class CTX_API context {
   context(detail::node* node, const detail::completion* completion) noexcept
       : node_{node}, completion_{completion} {}
 
-  const void* find(const void* key) const noexcept;
-  const void* find(const std::type_info& type, const void* key) const noexcept;
   bool wait_until_clock(clock::time_point time) const;
 
   detail::node* node_ = nullptr;                      // owns: one reference; null: the background

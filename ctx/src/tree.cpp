@@ -53,16 +53,29 @@ node::deadline_source node::deadline(clock::time_point&) const noexcept {
   return deadline_source::parent;
 }
 
+void node::describe(std::string& out) const { describe_factory(out); }
+
+void node::describe_factory(std::string& out) const {
+  switch (made_by_) {
+    case factory::todo: out += "todo"; break;
+    case factory::with_value:
+    case factory::with_matched_value: out += "with_value"; break;
+    case factory::without_cancel: out += "without_cancel"; break;
+    case factory::with_cancel: out += "with_cancel"; break;
+    case factory::with_deadline: out += "with_deadline"; break;
+    case factory::with_timeout: out += "with_timeout"; break;
+    case factory::with_stop_token: out += "with_stop_token"; break;
+    case factory::merge: out += "merge"; break;
+  }
+}
+
 cancelable* value_node::nearest_cancelable() const noexcept {
   return const_cast<cancelable*>(static_cast<const cancelable*>(nearest_));
 }
 
-const void* value_node::value_under(const std::type_info&, const void*) const noexcept {
-  return nullptr;
-}
-
-void value_node::describe_value(std::string& out, std::string_view key) {
-  out.append("with_value(").append(key).append(")");
+void value_node::describe_value(std::string& out, std::string_view key) const {
+  describe_factory(out);
+  out.append("(").append(key).append(")");
 }
 
 // The operation that ends a context
@@ -136,6 +149,11 @@ void help(cancelable& origin, const help_chain* led_by) noexcept {
 
 bool cancelable::end(errc error, std::exception_ptr cause,
                      const std::source_location* where) noexcept {
+  // order: acquire pairs with the release in unlock(): what ensure_done() reads of whoever claimed it is there.
+  if (claimed(state_.load(std::memory_order_acquire))) {
+    ensure_done();
+    return false;
+  }
   word state = lock();
   if (claimed(state)) {
     unlock(state);
@@ -149,7 +167,13 @@ bool cancelable::end(errc error, std::exception_ptr cause,
   if (where != nullptr) where_ = *where;
   const unsigned char registered = alone ? std::exchange(registered_, none) : none;
   unlock(state);
-  unlink(alone ? registered : run(work));
+  if (alone) {
+    unlink(registered);
+    return true;
+  }
+  retain();  // a callback may let go of every handle, that of the caller too
+  unlink(run(work));
+  release(this);
   return true;
 }
 
@@ -193,9 +217,9 @@ unsigned char cancelable::run(operation& work) noexcept {
 /// before this node registered, on the thread that is building it.
 template <class OnEnd>
 void cancelable::parent_ended(cancelable& parent, link<OnEnd>& link, unsigned char bit) noexcept {
-  word state = lock();
-  const bool claiming = !claimed(state);
-  if (claiming) state = claim_for(parent, state);
+  const word before = lock();
+  const bool claiming = !claimed(before);
+  const word state = claiming ? claim_for(parent, before) : before;
   if ((registered_ & bit) == 0) {
     // The node is still being built, and has nobody below it or waiting; or another thread is just
     // taking it off this parent, and waits in ~stop_callback for this callback to return.
@@ -207,9 +231,9 @@ void cancelable::parent_ended(cancelable& parent, link<OnEnd>& link, unsigned ch
                                      registered_ != bit
                                : &this->origin() != &origin;
   // Without a reference left, the node is about to be detached by the thread that dropped the last
-  // one, and nobody is below it or waiting.
+  // one, and nobody is below it or waiting. It is left as it was, for that thread to take off its parents.
   if (listed && !retain_if_alive()) {
-    unlock(state);
+    unlock(before);
     return;
   }
   registered_ = static_cast<unsigned char>(registered_ & ~bit);
@@ -244,7 +268,7 @@ cancelable::word cancelable::claim_for(cancelable& parent, word state) noexcept 
 }
 
 cancelable::word cancelable::claim_as_origin(errc error, operation* work, word state) noexcept {
-  error_ = error;
+  error_ = static_cast<unsigned char>(error);
   operation_ = work;
   disarm();
   return state | reinterpret_cast<word>(static_cast<completion*>(this));
@@ -262,12 +286,15 @@ void cancelable::announce() noexcept {
 }
 
 void cancelable::ensure_done() noexcept {
+  if (done()) return;
+  retain();  // as in end()
   while (!done()) {
     // order: acquire, as in done().
     const word state = state_.load(std::memory_order_acquire);
     const completion& herald = (state & has_token) != 0 ? *this : *herald_of(state);
     const_cast<cancelable&>(static_cast<const cancelable&>(herald)).announce();
   }
+  release(this);
 }
 
 // Entering the tree and leaving it
@@ -277,6 +304,7 @@ void cancelable::enter(clock::time_point now) noexcept {
   // lock, and would leave this one locked in the child.
   arm(now);
   unsigned char registered = register_with_parents();
+  if (registered == none && !has_two_causes()) return;
   const word state = lock();
   if (!claimed(state)) std::swap(registered_, registered);
   unlock(state);
@@ -321,6 +349,12 @@ void cancelable::expect_children() {
 }
 
 void cancelable::detach() noexcept {
+  // A node with one parent that is claimed and not locked has left it, and the timer, for good. Either its own end took
+  // it off, before its caller dropped the reference that it holds throughout. Or the parent's did: parent_ended() does
+  // so before it unlocks, which is the last that it does to the node; or holds a reference; or leaves the node live.
+  // order: acquire pairs with the release in unlock(): the node is destroyed after what that callback did to it.
+  const word seen = state_.load(std::memory_order_acquire);
+  if (claimed(seen) && (seen & busy) == 0 && !has_two_causes()) return;
   const word state = lock();
   const unsigned char registered = std::exchange(registered_, none);
   if (!claimed(state)) disarm();
@@ -430,7 +464,7 @@ std::exception_ptr cancelable::cause() const noexcept {
 
 std::exception_ptr cancelable::make_cause() const {
   const std::string place = std::string{where_.file_name()} + ':' + std::to_string(where_.line());
-  return std::make_exception_ptr(std::system_error{make_error_code(error_), place});
+  return std::make_exception_ptr(std::system_error{make_error_code(error()), place});
 }
 
 bool cancelable::expect_waiters() noexcept {
@@ -444,16 +478,6 @@ bool cancelable::expect_waiters() noexcept {
 bool cancelable::wait_until(clock::time_point until) { return detail::wait_until(this, until); }
 
 void cancelable::wake() const noexcept { wake_waiters(*this); }
-
-void cancelable::describe(std::string& out) const {
-  switch (made_by_) {
-    case factory::with_cancel: out += "with_cancel"; break;
-    case factory::with_deadline: out += "with_deadline"; break;
-    case factory::with_timeout: out += "with_timeout"; break;
-    case factory::with_stop_token: out += "with_stop_token"; break;
-    case factory::merge: out += "merge"; break;
-  }
-}
 
 // Deadlines
 
@@ -470,23 +494,25 @@ void append_seconds(std::string& out, clock::duration time) {
 
 timed::timed(node* parent, factory made_by, std::source_location where, clock::time_point due,
              bool own, std::exception_ptr cause) noexcept
-    : cancelable{parent, made_by, where, std::move(cause)}, due_at_{due}, own_{own} {}
+    : cancelable{parent, made_by, where, std::move(cause)}, own_{own} {
+  due_ = due.time_since_epoch().count();
+}
 
 node::deadline_source timed::deadline(clock::time_point& at) const noexcept {
-  at = due_at_;
+  at = due();
   return deadline_source::here;
 }
 
 void timed::describe(std::string& out) const {
-  cancelable::describe(out);
+  describe_factory(out);
   out += '(';
-  const auto left = subtract_saturate(due_at_.time_since_epoch(), clock::now().time_since_epoch());
+  const auto left = subtract_saturate(due().time_since_epoch(), clock::now().time_since_epoch());
   append_seconds(out, std::max(left, clock::duration::zero()));
   out += ')';
 }
 
 void timed::arm(clock::time_point now) noexcept {
-  if (own_) timer::instance().arm(*this, due_at_, now);
+  if (own_) timer::instance().arm(*this, now);
 }
 
 void timed::disarm() noexcept {
