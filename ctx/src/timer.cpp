@@ -156,8 +156,7 @@ bool timer::expire_due(std::unique_lock<std::mutex>& lock) noexcept {
     }
     if (manual) move_clock_to(node->due());
     ending_ = node;
-    const bool resumed = node == interrupted_;
-    if (resumed) interrupted_ = nullptr;
+    const bool resumed = std::exchange(node->interrupted_, false);
     lock.unlock();
     node->end(errc::deadline_exceeded, nullptr, nullptr);
     if (resumed) help(*node);
@@ -175,7 +174,7 @@ timed* timer::take_due(clock::time_point until) noexcept {
     const std::lock_guard lock{first.mutex};
     // order: relaxed suffices; with the mutex held nobody else writes.
     const tick next = first.next.load(std::memory_order_relaxed);
-    if (next > to_tick(until)) return nullptr;
+    if (next == never || next > to_tick(until)) return nullptr;
     // Not up to `until`, or something that another shard has would come too late.
     auto* const node = static_cast<timed*>(first.wheel.expire(next));
     first.show_next_locked();
@@ -239,11 +238,12 @@ void timer::after_fork_in_child() noexcept {
     std::construct_at(&thread_);
     asleep_until_ = past;
     started_.store(false, std::memory_order_relaxed);
-    interrupted_ = std::exchange(ending_, nullptr);
-    if (interrupted_ != nullptr) {
-      shard& home = shards[interrupted_->shard_];
-      home.wheel.arm(*interrupted_, interrupted_->due_);
+    if (ending_ != nullptr) {
+      ending_->interrupted_ = true;
+      shard& home = shards[ending_->shard_];
+      home.wheel.arm(*ending_, ending_->due_);
       home.show_next_locked();
+      ending_ = nullptr;
     }
   }
   // So are the threads that were notifying, and those that had locked a node and waited for the timer's
@@ -251,9 +251,12 @@ void timer::after_fork_in_child() noexcept {
   std::construct_at(&wake_);
   std::construct_at(&advanced_);
   for (shard& each : shards) {
-    each.wheel.for_each([](wheel_entry& entry) { static_cast<timed&>(entry).break_lock(); });
+    each.wheel.for_each([](wheel_entry& entry) {
+      timed& node = static_cast<timed&>(entry);
+      node.break_lock();
+      if (node.interrupted_) node.adopt_operation();
+    });
   }
-  if (thread_is_gone && interrupted_ != nullptr) interrupted_->adopt_operation();
   const bool restart = thread_is_gone && earliest_shard().next != never;
   after_fork_in_parent();
   if (!restart) return;

@@ -89,7 +89,6 @@ class timer {
   clock::time_point advance_until_;  // guarded by mutex_; where a manual clock is to go
   clock::time_point advanced_to_;    // guarded by mutex_; up to where all that fell due has ended
   timed* ending_ = nullptr;          // guarded by mutex_; out of the wheel, and not known to have ended
-  timed* interrupted_ = nullptr;     // guarded by mutex_; what a thread gone with a fork was ending
   std::condition_variable wake_;     // for the thread
   std::condition_variable advanced_;  // for advance_to()
   std::jthread thread_;               // never joined; see above

@@ -197,7 +197,8 @@ class timed final : public cancelable, public wheel_entry {
   void disarm() noexcept override;
 
   const bool own_;
-  unsigned char shard_ = 0;  // the timer's: where it is armed
+  unsigned char shard_ = 0;   // the timer's: where it is armed
+  bool interrupted_ = false;  // the timer's: a thread that is gone with a fork was ending it
 };
 
 /// The child of two parents.
