@@ -110,7 +110,7 @@ class CTX_API completion : public node {
     const word state = state_.load(std::memory_order_acquire);
     const completion* herald = herald_of(state);
     if (herald == nullptr) [[likely]] return false;
-    return (state & has_token) != 0 ? token_source_.stop_requested() : herald->announced();
+    return (state & has_token) != 0 ? token_source_.stop_requested() : herald == this || herald->announced();
   }
 
   /// Why it is done. Requires that done() was true.
