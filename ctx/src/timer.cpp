@@ -141,6 +141,7 @@ void timer::run() noexcept {
 }
 
 bool timer::expire_due(std::unique_lock<std::mutex>& lock) noexcept {
+  timed* const outer = ending_;  // not null where one of its callbacks moves the clock
   bool ended_any = false;
   for (;; ended_any = true) {
     const bool manual = clock_is_manual();
@@ -149,6 +150,7 @@ bool timer::expire_due(std::unique_lock<std::mutex>& lock) noexcept {
     if (node == nullptr) {
       if (manual) {
         move_clock_to(until);
+        if (outer != nullptr) return ended_any;  // whoever waits is told when that has ended, too
         advanced_to_ = until;
         advanced_.notify_all();
       }
@@ -161,7 +163,7 @@ bool timer::expire_due(std::unique_lock<std::mutex>& lock) noexcept {
     node->end(errc::deadline_exceeded, nullptr, nullptr);
     if (resumed) help(*node);
     lock.lock();
-    ending_ = nullptr;
+    ending_ = outer;
     lock.unlock();
     node::release(node);
     lock.lock();
