@@ -102,7 +102,7 @@ class CTX_API node {
 /// A claimed context refers to its *herald*: the context whose announcement is its own. That is
 /// itself where somebody has its token; else the nearest claimed ancestor of whom that is true; and
 /// where there is none, the origin: the context at which the cancelation began.
-class CTX_API completion : public node {
+class CTX_API alignas(8) completion : public node {
  public:
   /// One load while live.
   bool done() const noexcept {
@@ -114,7 +114,10 @@ class CTX_API completion : public node {
   }
 
   /// Why it is done. Requires that done() was true.
-  errc error() const noexcept { return static_cast<errc>(error_); }
+  errc error() const noexcept {
+    // order: relaxed suffices; whoever saw that it is done sees this.
+    return static_cast<errc>(error_.load(std::memory_order_relaxed) & ~cause_is_set);
+  }
 
  protected:
   using word = std::uintptr_t;
@@ -139,7 +142,8 @@ class CTX_API completion : public node {
   }
 
   // In front, where the node leaves room for them.
-  unsigned char error_ = 0;       // an errc; immutable once claimed
+  static constexpr unsigned char cause_is_set = 0x80;
+  std::atomic<unsigned char> error_{0};  // once claimed an errc; and of an origin, whether its cause is there for good
   unsigned char registered_ = 0;  // guarded by `busy`; with whom: see cancelable
   bool has_waiters_ = false;      // guarded by `busy`; immutable once claimed
 

@@ -62,6 +62,10 @@ class CTX_API matched_node : public value_node {
       : value_node{parent, factory::with_matched_value, nearest, &type} {}
 };
 
+/// Whether both are the same type, which each of two shared libraries may have a type_info of. That of a type which is
+/// local to a source file is unique; its name is not.
+CTX_API bool same_type(const std::type_info& a, const std::type_info& b) noexcept;
+
 /// The name of a type as its source spells it, for people.
 template <class T>
 constexpr std::string_view type_name() noexcept {
@@ -99,7 +103,7 @@ class matched_value final : public matched_node {
   }
 
   const void* value_under(const std::type_info& type, const void* key) const noexcept override {
-    return type == typeid(Key) ? value_under(*static_cast<const Key*>(key)) : nullptr;
+    return same_type(type, typeid(Key)) ? value_under(*static_cast<const Key*>(key)) : nullptr;
   }
   void describe(std::string& out) const override { describe_value(out, type_name<Key>()); }
 

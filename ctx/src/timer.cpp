@@ -1,5 +1,6 @@
 #include <ctx/src/timer.hpp>
 
+#include <ctx/detail/saturate.hpp>
 #include <ctx/detail/signal_mask.hpp>
 #include <ctx/src/immortal.hpp>
 #include <ctx/src/platform.hpp>
@@ -158,10 +159,8 @@ bool timer::expire_due(std::unique_lock<std::mutex>& lock) noexcept {
     }
     if (manual) move_clock_to(node->due());
     ending_ = node;
-    const bool resumed = std::exchange(node->interrupted_, false);
     lock.unlock();
-    node->end(errc::deadline_exceeded, nullptr, nullptr);
-    if (resumed) help(*node);
+    node->expire(sweeping_);
     lock.lock();
     ending_ = outer;
     lock.unlock();
@@ -194,12 +193,17 @@ void timer::hold() {
   wake_.notify_one();
 }
 
-void timer::advance_to(clock::time_point instant) {
+void timer::advance_by(clock::duration time) {
   std::unique_lock lock{mutex_};
-  advance_until_ = std::max(advance_until_, instant);
   // order: acquire, as in start(): thread_ is read next.
-  if (!started_.load(std::memory_order_acquire) || thread_.get_id() == std::this_thread::get_id()) {
-    // No deadline yet; or a callback moves the clock, and must not wait for its own thread.
+  const bool has_thread = started_.load(std::memory_order_acquire);
+  const bool in_callback = has_thread && thread_.get_id() == std::this_thread::get_id();
+  // A callback moves the clock on from where it stands, other threads from where the last of them has it go.
+  const clock::time_point from = in_callback ? clock::now() : advance_until_;
+  const clock::time_point instant{add_saturate(from.time_since_epoch(), time)};
+  advance_until_ = std::max(advance_until_, instant);
+  if (!has_thread || in_callback) {
+    // No deadline yet; or a callback, which must not wait for its own thread.
     expire_due(lock);
     return;
   }
@@ -220,6 +224,7 @@ void timer::let_run() noexcept {
 }
 
 void timer::before_fork() noexcept {
+  sweeping_.lock();
   starting_.lock();
   mutex_.lock();
   for (shard& each : shards) each.mutex.lock();
@@ -229,23 +234,25 @@ void timer::after_fork_in_parent() noexcept {
   for (shard& each : shards) each.mutex.unlock();
   mutex_.unlock();
   starting_.unlock();
+  sweeping_.unlock();
 }
 
 void timer::after_fork_in_child() noexcept {
   // A callback on the timer's thread may fork: then that is the thread which lives on.
   const bool thread_is_gone = started_.load(std::memory_order_relaxed) &&
                               thread_.get_id() != std::this_thread::get_id();
+  timed* interrupted = nullptr;
   if (thread_is_gone) {
     // What belongs to the thread is left as it is, without destroying it, and made anew.
     std::construct_at(&thread_);
     asleep_until_ = past;
     started_.store(false, std::memory_order_relaxed);
-    if (ending_ != nullptr) {
-      ending_->interrupted_ = true;
-      shard& home = shards[ending_->shard_];
-      home.wheel.arm(*ending_, ending_->due_);
+    // Nobody finishes what it was ending: it expires again.
+    interrupted = std::exchange(ending_, nullptr);
+    if (interrupted != nullptr) {
+      shard& home = shards[interrupted->shard_];
+      home.wheel.arm(*interrupted, interrupted->due_);
       home.show_next_locked();
-      ending_ = nullptr;
     }
   }
   // So are the threads that were notifying, and those that had locked a node and waited for the timer's
@@ -253,12 +260,9 @@ void timer::after_fork_in_child() noexcept {
   std::construct_at(&wake_);
   std::construct_at(&advanced_);
   for (shard& each : shards) {
-    each.wheel.for_each([](wheel_entry& entry) {
-      timed& node = static_cast<timed&>(entry);
-      node.break_lock();
-      if (node.interrupted_) node.adopt_operation();
-    });
+    each.wheel.for_each([](wheel_entry& entry) { static_cast<timed&>(entry).break_lock(); });
   }
+  if (interrupted != nullptr) interrupted->adopt_operation();
   const bool restart = thread_is_gone && earliest_shard().next != never;
   after_fork_in_parent();
   if (!restart) return;

@@ -62,10 +62,10 @@ class timer {
   /// which then has a reference.
   void disarm(timed& node) noexcept;
 
-  /// For ctx::manual_clock: holds the clock still; moves it to `instant`, and returns when all that
-  /// fell due has ended, in the order of the deadlines; lets it run again.
+  /// For ctx::manual_clock: holds the clock still; moves it on, and returns when all that fell due has
+  /// ended, in the order of the deadlines; lets it run again.
   void hold();
-  void advance_to(clock::time_point instant);
+  void advance_by(clock::duration time);
   void let_run() noexcept;
 
  private:
@@ -81,6 +81,7 @@ class timer {
   void after_fork_in_parent() noexcept;
   void after_fork_in_child() noexcept;
 
+  std::mutex sweeping_;  // held while a deadline claims what it ends; taken before all others
   std::mutex starting_;  // held while the thread is started; taken before mutex_
   std::atomic<bool> started_{false};
 
@@ -90,7 +91,7 @@ class timer {
   clock::time_point advanced_to_;    // guarded by mutex_; up to where all that fell due has ended
   timed* ending_ = nullptr;          // guarded by mutex_; out of the wheel, and not known to have ended
   std::condition_variable wake_;     // for the thread
-  std::condition_variable advanced_;  // for advance_to()
+  std::condition_variable advanced_;  // for advance_by()
   std::jthread thread_;               // never joined; see above
 };
 

@@ -43,6 +43,7 @@
 
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <source_location>
 #include <stop_token>
 #include <utility>
@@ -145,6 +146,12 @@ class cancelable : public completion {
   template <class OnEnd>
   void parent_ended(cancelable& parent, link<OnEnd>& link, unsigned char bit) noexcept;
 
+  // What end() does: step 1, which runs no code of users, and returns false where the node was claimed already; and the
+  // other steps.
+  bool claim_all(operation& work, errc error, std::exception_ptr cause, const std::source_location* where) noexcept;
+  void announce_all(operation& work) noexcept;
+  void ensure_done() noexcept;
+
   // Claiming sets all but the state, and returns what that is to be.
   static bool claimed(word state) noexcept { return herald_of(state) != nullptr; }
   word claim_for(cancelable& parent, word state) noexcept;
@@ -153,16 +160,16 @@ class cancelable : public completion {
 
  private:
   friend operation;
-  friend void help(cancelable& origin, const help_chain* led_by) noexcept;
+  friend void help(cancelable& origin, const help_chain* before) noexcept;
 
   struct on_parent_end {
     cancelable* child;
     void operator()() const noexcept;
   };
 
-  unsigned char run(operation& work) noexcept;
+  void await_sweep() noexcept;
+  cancelable* unvisited_conflict(const help_chain& visited) noexcept;
   void announce() noexcept;
-  void ensure_done() noexcept;
   bool has_audience(word state) const noexcept { return (state & has_token) != 0 || has_waiters_; }
   unsigned char take_registrations() noexcept;
   std::exception_ptr make_cause() const;
@@ -173,7 +180,7 @@ class cancelable : public completion {
     operation* operation_ = nullptr;  // of an origin: the operation while it runs, else null
     cancelable* origin_;              // of what else is claimed: borrows: its ancestor
   };
-  std::exception_ptr cause_;    // guarded by the lock; of an origin why, before what its deadline gives
+  std::exception_ptr cause_;    // guarded by the lock until cause_is_set; before the end what the deadline gives
   std::source_location where_;  // of an origin: where it was ended; before: where it was derived
 };
 
@@ -183,6 +190,10 @@ class timed final : public cancelable, public wheel_entry {
   /// `due` governs; it is `own` where the timer is to end this node, else an ancestor's.
   timed(node* parent, factory made_by, std::source_location where, clock::time_point due, bool own,
         std::exception_ptr cause) noexcept;
+
+  /// Ends the node because its deadline passed. `sweeping` is locked until all is claimed, and before any code of users
+  /// runs: a fork that waits for it finds all of a tree claimed, or nothing.
+  void expire(std::mutex& sweeping) noexcept;
 
   /// When the deadline that governs passes.
   clock::time_point due() const noexcept { return clock::time_point{clock::duration{due_}}; }
@@ -197,8 +208,7 @@ class timed final : public cancelable, public wheel_entry {
   void disarm() noexcept override;
 
   const bool own_;
-  unsigned char shard_ = 0;   // the timer's: where it is armed
-  bool interrupted_ = false;  // the timer's: a thread that is gone with a fork was ending it
+  unsigned char shard_ = 0;  // the timer's: where it is armed
 };
 
 /// The child of two parents.
@@ -243,11 +253,11 @@ class driven final : public cancelable {
   unsigned char register_with_parents() noexcept override;
   void unlink(unsigned char registered) noexcept override;
 
-  std::stop_token token_;  // immutable after construction
+  std::stop_token token_;  // until on_stop_ takes it over
   union { std::stop_callback<on_stop> on_stop_; };
 };
 
 /// Announces what the operation that ended `origin` has left to announce, if it still runs.
-void help(cancelable& origin, const help_chain* led_by = nullptr) noexcept;
+void help(cancelable& origin, const help_chain* before = nullptr) noexcept;
 
 }  // namespace ctx::detail
