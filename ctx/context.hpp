@@ -31,8 +31,9 @@
 //   claimed first; then the `std::stop_callback`s on them run, those of a parent before those of
 //   its children, on the thread that cancels. On expiry that is the timer's one thread, which
 //   serves every deadline of the process: there, be short; `after_func` is for what takes longer.
-// - After fork(), the child can go on using its contexts, with all their deadlines. A context that
-//   another thread was just changing at the moment of the fork is the exception: that thread is not
+// - After fork(), the child can go on using its contexts, with all their deadlines; what the timer was
+//   ending at that moment ends in the child as well. A context that another thread was just canceling,
+//   deriving from or letting go of is the exception, and so is what is above it: that thread is not
 //   there to finish.
 
 #include <ctx/clock.hpp>
@@ -141,7 +142,8 @@ class CTX_API context {
   template <class Key>
   void value(const Key&) const&& = delete;
 
-  /// Blocks until the context is done: for ever, where it never is.
+  /// Blocks until the context is done: for ever, where it never is. A callback must not wait for a thread
+  /// that waits here for what is below the context that just ends: what is below is done after it.
   void wait() const;
 
   /// Blocks until the context is done or the time is up, and returns `done()`: a sleep that can be
@@ -257,7 +259,8 @@ template <class Rep, class Period>
     std::exception_ptr cause = {}, std::source_location where = std::source_location::current());
 
 /// A child that also ends, with `errc::canceled`, when stop is requested on `token`: with it, the token
-/// of a `std::jthread` drives a context. Callbacks then run on the thread that requests the stop.
+/// of a `std::jthread` drives a context. Callbacks then run on the thread that requests the stop. Where
+/// that is the token of a context, whose token drives another, and so on, each takes some of the stack.
 [[nodiscard]] CTX_API cancel_scope with_stop_token(
     const context& parent, std::stop_token token,
     std::source_location where = std::source_location::current());
@@ -302,8 +305,8 @@ class [[nodiscard("after_func is stopped at once where its handle is discarded")
   /// Stops the function where it did not start, waits for it where it runs on another thread.
   ~after_func_handle();
 
-  /// True if this call kept the function from running. False if it ran, runs, or was stopped before.
-  /// Does not wait for it.
+  /// True if this call kept the function from running: then nothing of it is left with the context.
+  /// False if it ran, runs, or was stopped before. Does not wait for it.
   bool stop() noexcept;
 
  private:
@@ -316,8 +319,9 @@ class [[nodiscard("after_func is stopped at once where its handle is discarded")
 };
 
 /// Calls `f` once, on a thread of its own, after `ctx` is done: at once where it is already. That thread
-/// has the signals blocked that this one has. Canceling does not wait for it. `f` must not throw. The handle keeps `ctx` alive. Where no thread can be
-/// started, `f` runs on the canceling thread (the timer's, on expiry).
+/// has the signals blocked that this one has. Canceling does not wait for it. `f` must not throw. The
+/// handle keeps `ctx` and `f` alive. Where no thread can be started, `f` runs on the canceling thread (the
+/// timer's, on expiry).
 template <class F>
   requires std::invocable<std::decay_t<F>&>
 [[nodiscard]] after_func_handle after_func(const context& ctx, F&& f);

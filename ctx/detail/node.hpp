@@ -52,6 +52,10 @@ class CTX_API node {
   static void release(node* last) noexcept;
 
   node* parent() const noexcept { return parent_; }
+
+  /// The parent that a merge has besides `parent()`. Owned like it.
+  virtual node* second_parent() const noexcept { return nullptr; }
+
   factory made_by() const noexcept { return made_by_; }
 
   /// The address of what the value in this node is found by: its ctx::key, or the type_info of its key's
@@ -78,9 +82,6 @@ class CTX_API node {
   /// Takes the node out of everything that knows it without holding a reference: the last
   /// reference is gone, and it is about to be destroyed.
   virtual void detach() noexcept {}
-
-  /// The parent that a merge has besides `parent()`. Owned like it.
-  virtual node* second_parent() const noexcept { return nullptr; }
 
   /// Appends the name of the factory.
   void describe_factory(std::string& out) const;

@@ -30,6 +30,20 @@ clock::time_point deadline_of(const node* from, bool& found) noexcept {
   return at;
 }
 
+/// The context whose own deadline, at `at`, governs `from`.
+timed& holder_of(node* from, clock::time_point at) noexcept {
+  for (;;) {
+    if (from->made_by() == factory::with_deadline || from->made_by() == factory::with_timeout) {
+      auto& holder = static_cast<timed&>(*from);
+      if (holder.has_own_deadline() && holder.due() == at) return holder;
+    }
+    bool first_has = true;
+    const bool is_of_second =
+        from->made_by() == factory::merge && (deadline_of(from->parent(), first_has) != at || !first_has);
+    from = is_of_second ? from->second_parent() : from->parent();
+  }
+}
+
 /// Takes over the two references that `made` was born with.
 cancel_scope scope_of(cancelable* made) noexcept {
   return {access::make(made, made), access::make(made)};
@@ -61,8 +75,12 @@ cancel_scope with_deadline(const context& parent, clock::time_point now, clock::
   const clock::time_point governing = deadline_of(above, has_deadline);
   // A deadline that is not earlier than the parent's never has to end the context.
   const bool passed = deadline <= now;
-  const bool own = deadline < governing && !passed;
-  if (own) timer::instance().start();
+  const bool own = deadline < governing;
+  if (own && !passed) timer::instance().start();
+  // The timer may not have come to it yet.
+  if (passed && has_deadline && governing <= deadline) {
+    holder_of(above, governing).end(errc::deadline_exceeded, nullptr, nullptr);
+  }
   if (cancelable* const up = nearest(parent)) up->expect_children();
 
   auto* const made = new timed{above, made_by, where, std::min(deadline, governing), own,

@@ -1,7 +1,7 @@
 #include <ctx/src/timer.hpp>
 
 #include <ctx/detail/saturate.hpp>
-#include <ctx/detail/signal_mask.hpp>
+#include <ctx/detail/thread_settings.hpp>
 #include <ctx/src/immortal.hpp>
 #include <ctx/src/platform.hpp>
 #include <ctx/src/time_source.hpp>
@@ -80,11 +80,12 @@ timer::timer() {
 [[maybe_unused]] const timer& at_load = (stay_loaded(), timer::instance());
 
 void timer::start() {
-  // order: acquire pairs with the release below; thread_ itself is used by nobody else.
+  // order: acquire pairs with the release below: thread_ is there.
   if (started_.load(std::memory_order_acquire)) return;
   const std::lock_guard lock{starting_};
+  // order: relaxed suffices; it is written with starting_ held.
   if (started_.load(std::memory_order_relaxed)) return;
-  const signal_mask before;
+  const thread_settings before;
   block_signals();  // so that the thread never has one
   try {
     thread_ = std::jthread{[this] { run(); }};
@@ -93,6 +94,7 @@ void timer::start() {
     throw;
   }
   before.apply();
+  // order: release pairs with the acquire above, and in advance_by().
   started_.store(true, std::memory_order_release);
 }
 
@@ -239,6 +241,7 @@ void timer::after_fork_in_parent() noexcept {
 
 void timer::after_fork_in_child() noexcept {
   // A callback on the timer's thread may fork: then that is the thread which lives on.
+  // order: relaxed suffices here and below; the child has one thread.
   const bool thread_is_gone = started_.load(std::memory_order_relaxed) &&
                               thread_.get_id() != std::this_thread::get_id();
   timed* interrupted = nullptr;

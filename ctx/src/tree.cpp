@@ -551,7 +551,7 @@ void timed::describe(std::string& out) const {
 }
 
 void timed::arm(clock::time_point now) noexcept {
-  if (own_) timer::instance().arm(*this, now);
+  if (own_ && due() > now) timer::instance().arm(*this, now);
 }
 
 void timed::expire(std::mutex& sweeping) noexcept {

@@ -187,7 +187,7 @@ class cancelable : public completion {
 /// A node with a deadline of its own, kept on the process's timer.
 class timed final : public cancelable, public wheel_entry {
  public:
-  /// `due` governs; it is `own` where the timer is to end this node, else an ancestor's.
+  /// `due` governs; it is `own` unless it is an ancestor's.
   timed(node* parent, factory made_by, std::source_location where, clock::time_point due, bool own,
         std::exception_ptr cause) noexcept;
 
@@ -197,6 +197,9 @@ class timed final : public cancelable, public wheel_entry {
 
   /// When the deadline that governs passes.
   clock::time_point due() const noexcept { return clock::time_point{clock::duration{due_}}; }
+
+  /// Whether that is its own, not an ancestor's.
+  bool has_own_deadline() const noexcept { return own_; }
 
   deadline_source deadline(clock::time_point& at) const noexcept override;
   void describe(std::string& out) const override;
