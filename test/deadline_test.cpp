@@ -553,6 +553,24 @@ TEST_CASE("a callback may move the clock itself: what is due ends before that re
   CHECK(clock::now() == start + 3h);
 }
 
+TEST_CASE("a callback that moves the clock is over, with all that ends with it, when the advance around it returns") {
+  manual_clock time;
+  for (int round = 0; round < 100; ++round) {
+    auto [parent, cancel_parent] = with_timeout(background(), 1h);
+    auto [child, cancel_child] = with_cancel(parent);
+    const auto told = child.stop_token();
+    bool over = false;
+    const callback on_parent{parent.stop_token(), [&] {
+      time.advance(1h);
+      for (int i = 0; i < 100; ++i) std::this_thread::yield();
+      over = true;
+    }};
+    time.advance(1h);
+    REQUIRE(over);
+    REQUIRE(told.stop_requested());
+  }
+}
+
 TEST_CASE("the clock stands still, and moves by what it is told, rounded up, never back") {
   manual_clock time;
   const auto start = clock::now();

@@ -93,6 +93,7 @@ void timer::run() noexcept {
 }
 
 void timer::expire_due(std::unique_lock<std::mutex>& lock) noexcept {
+  timed* const outer = ending_;  // not null where one of its callbacks moves the clock
   for (;;) {
     const bool manual = clock_is_manual();
     const clock::time_point until = manual ? advance_until_ : clock::now();
@@ -100,6 +101,7 @@ void timer::expire_due(std::unique_lock<std::mutex>& lock) noexcept {
     if (node == nullptr) {
       if (manual) {
         move_clock_to(until);
+        if (outer != nullptr) return;  // whoever waits is told when that has ended, too
         advanced_to_ = until;
         advanced_.notify_all();
       }
@@ -115,7 +117,7 @@ void timer::expire_due(std::unique_lock<std::mutex>& lock) noexcept {
     node->end(errc::deadline_exceeded, nullptr, nullptr);
     if (resumed) help(*node);
     lock.lock();
-    ending_ = nullptr;
+    ending_ = outer;
     lock.unlock();
     node::release(node);
     lock.lock();
