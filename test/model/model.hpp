@@ -315,6 +315,14 @@ class world {
     follow([](const node&) { return false; });
   }
 
+  /// Whether some context ended for this reason while the token was stopping that drives it as well. Whoever stops
+  /// that has it done, in an order of its own.
+  bool meets_a_token(const ending& why) const {
+    return std::ranges::any_of(all(), [&](const node_ptr& each) {
+      return each->end.get() == &why && each->driver != nullptr && *each->driver != signal::quiet;
+    });
+  }
+
   /// Whether `n` may have ended, unseen.
   bool is_open(const node_ptr& n) const {
     return std::ranges::any_of(all(), [&](const node_ptr& each) { return may_end(*each) && ends_with(n, each); });
@@ -373,15 +381,24 @@ class world {
     }
   }
 
-  /// Whether some of what would end with `n` is seen done for that reason, and none for another.
-  static bool was_next(const node_ptr& n, const std::vector<sighting>& sightings) {
+  /// Whether some of what would end with `n` is seen done for that reason, and none for another; or what that would
+  /// end in turn, by its token.
+  bool was_next(const node_ptr& n, const std::vector<sighting>& sightings) const {
     bool shown = false;
     for (const sighting& each : sightings) {
       if (!each.done || ending_of(each.node) != nullptr || !ends_with(each.node, n)) continue;
       if (!n->own_end->is(each.cause)) return false;
       shown = true;
     }
-    return shown;
+    return shown || std::ranges::any_of(all(), [&](const node_ptr& each) {
+             return each->end == nullptr && is_driven_by_any_below(*each, n) && was_next(each, sightings);
+           });
+  }
+
+  bool is_driven_by_any_below(const node& driven, const node_ptr& n) const {
+    return std::ranges::any_of(all(), [&](const node_ptr& each) {
+      return each->token == driven.driver && each->end == nullptr && ends_with(each, n);
+    });
   }
 
   std::function<std::vector<sighting>()> look_;

@@ -10,17 +10,19 @@
 
 #include <doctest/doctest.h>
 
-#include <algorithm>
+#include <csignal>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <random>
-#include <span>
 #include <string>
 #include <vector>
+
+#include <unistd.h>
 
 namespace {
 
@@ -47,9 +49,24 @@ std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {
   return given != nullptr ? std::stoull(given) : otherwise;
 }
 
+// What runs at the moment, for the case that it kills the process, or never ends and is killed.
+std::string running;
+
+extern "C" void tell_what_runs(int signal) {
+  [[maybe_unused]] const auto written = write(STDERR_FILENO, running.data(), running.size());
+  std::signal(signal, SIG_DFL);
+  raise(signal);
+}
+
+std::optional<std::string> run(const program& given) {
+  running = "\nThis program was running: CTX_TEST_PROGRAM=" + model::to_hex(given) + "\n";
+  for (const int signal : {SIGSEGV, SIGBUS, SIGILL, SIGABRT, SIGTERM, SIGINT}) std::signal(signal, tell_what_runs);
+  return difference(given);
+}
+
 void check(const program& given) {
-  if (!difference(given)) return;
-  const program small = shrink(given, [](const program& each) { return difference(each).has_value(); });
+  if (!run(given)) return;
+  const program small = shrink(given, [](const program& each) { return run(each).has_value(); });
   const auto still = difference(small);
   FAIL(report(small, still.value_or("only now and then")));
 }
