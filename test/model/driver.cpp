@@ -365,6 +365,7 @@ class machine {
   void hold(std::size_t where, cancel_scope real, node_ptr model, std::size_t i) {
     model->place = text_of(places[i]);
     contexts_[where] = {std::move(real.ctx), model};
+    world_.follow();
     replace_right(where, {std::move(real.cancel), std::move(model)});
   }
 
@@ -880,12 +881,14 @@ class machine {
   /// The end of every program. What is left then, nobody holds.
   void destroy_all() {
     if (failed()) return;
-    world_.begin();
     for (std::size_t i = 0; i < functions; ++i) replace_function(i, {});
     for (std::size_t i = 0; i < callbacks; ++i) destroy_callback(i);
-    for (std::size_t i = 0; i < rights; ++i) replace_right(i, {});
+    for (std::size_t i = 0; i < rights; ++i) {
+      world_.begin();
+      replace_right(i, {});
+      world_.complete();
+    }
     for (held_context& each : contexts_) each = {context{}, world_.background()};
-    world_.complete();
     compare();
     expect(world_.values() == 0, "the model is wrong: it keeps values that nobody holds");
   }
