@@ -190,9 +190,10 @@ class machine {
 
   std::optional<std::string> run() {
     run_steps(0, program_.steps.size());
+    doing_ = "at the end";
     asking_ = true;
     compare();
-    doing_ = "all handles are destroyed";
+    doing_ = "when all handles are destroyed";
     destroy_all();
     return failure_;
   }
@@ -631,6 +632,7 @@ class machine {
     if (old == nullptr) return;
     const bool has_ended = ending_of(old->on) != nullptr || world_.is_open(old->on);
     expect(has_ended || old->calls == 0, "a function ran, though nothing ended its context");
+    expect(old->calls == 0 || old->over, "a handle is destroyed, and its function still runs");
     old->on.reset();
     old->state = function::destroyed;
     old->last_calls = old->calls;
@@ -782,8 +784,9 @@ class machine {
     for (const auto& [step, each] : callbacks_) compare(each);
     for (const auto& each : functions_) compare(*each);
     const int values = static_cast<int>(world_.values());
-    if (depth_ == 0 && stored::alive > values) fail("a value outlived the last context below it");
-    if (stored::alive < values) fail("a value is gone before the last context below it");
+    const int alive = stored::alive - alive_before_;
+    if (depth_ == 0 && alive > values) fail("a value outlived the last context below it");
+    if (alive < values) fail("a value is gone before the last context below it");
     // Of tokens whose contexts are gone, too.
     if (depth_ != 0) return;
     for (const seen_token& each : tokens_) {
@@ -895,6 +898,7 @@ class machine {
 
   // Callbacks reach all of this, so it is destroyed after the handles, which are behind it.
   const program& program_;
+  const int alive_before_ = stored::alive;  // left behind by programs that failed
   std::optional<std::string> failure_ = {};
   std::string doing_ = {};
   int depth_ = 0;          // callbacks that are running

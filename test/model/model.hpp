@@ -294,7 +294,7 @@ class world {
   /// The clock is to move, by a call that began.
   void set_out(nanoseconds time) { goal_ = std::max(goal_, later(now_, time)); }
 
-  /// The clock moved: what was due before ended first, in order; what is due at that very instant ends now.
+  /// The clock moved: what was due before ended first, in order, and is over; what is due at that very instant ends now.
   void move_to(instant time) {
     for (;;) {
       instant next = never;
@@ -302,7 +302,9 @@ class world {
         if (each->fires && each->end == nullptr) next = std::min(next, each->due);
       if (next >= time) break;
       now_ = next;
+      begin();
       end_what_is_due();
+      complete();
     }
     now_ = time;
   }

@@ -146,9 +146,9 @@ inline constexpr std::array<shape, 19> shapes{{
     {{rights, 4}, 12},                      // cancel
     {{rights, 4, rights}, 10},              // pass_right
     {{contexts, 3, contexts}, 10},          // pass_context
-    {{callbacks, contexts, 4}, 16},         // on_stop
+    {{callbacks, contexts, 6}, 16},         // on_stop
     {{callbacks}, 4},                       // off_stop
-    {{functions, contexts, 4}, 4},          // after_func
+    {{functions, contexts, 6}, 4},          // after_func
     {{functions, 3, functions}, 3},         // pass_function
     {{times + 2, contexts}, 12},            // advance
     {{sources, 2}, 5},                      // stop_source
@@ -305,10 +305,16 @@ inline program random_program(std::uint64_t seed) {
   result.ask_late = below(4) == 0;
   const std::size_t length = 4 + below(most_steps - 3);
   const unsigned crowd = 2 + below(contexts - 1);  // few variables meet more often, many live longer
+  unsigned left_in_body = 0;
   while (result.steps.size() < length) {
     int at = static_cast<int>(below(static_cast<std::size_t>(all)));
     std::size_t which = 0;
     while (at >= shapes[which].weight) at -= shapes[which++].weight;
+    // What is just ending is worth meeting.
+    if (left_in_body > 0) {
+      --left_in_body;
+      if (const unsigned chance = below(6); chance < 3) which = static_cast<std::size_t>(chance < 2 ? op::cancel : op::merge);
+    }
     step made{static_cast<op>(which), {}};
     for (std::size_t i = 0; i < 4; ++i) {
       const unsigned values = shapes[which].operands[i];
@@ -321,8 +327,9 @@ inline program random_program(std::uint64_t seed) {
     if (!result.steps.empty() && made.what <= op::without_cancel && below(3) == 0) {
       made.operand[1] = result.steps.back().operand[0] % contexts;
     }
-    // Most rights should outlive the next that is put in their place, or all ends soon.
+    if (made.has_body()) left_in_body = made.c();
     result.steps.push_back(made);
+    // Many rights have to go without canceling, or all ends soon.
     if (made.what >= op::with_cancel && made.what <= op::merge && below(4) == 0) {
       result.steps.push_back({op::pass_right, {made.operand[0], 0, 0, 0}});
     }
