@@ -9,6 +9,8 @@
 // Threads give up by throwing. An exception that leaves a thread's task becomes the cause that
 // ends the others (see `end_on_throw`): the first reason wins, and no reason is lost.
 
+#include "queue.hpp"
+
 #include <ctx/context.hpp>
 
 #include <algorithm>
@@ -17,11 +19,9 @@
 #include <charconv>
 #include <chrono>
 #include <climits>
-#include <condition_variable>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <exception>
 #include <filesystem>
 #include <functional>
@@ -170,43 +170,7 @@ class console {
 };
 
 /// The files found and not yet read. Bounded: the walk keeps close to the work.
-class file_queue {
- public:
-  /// Blocks while the queue is full, but not once the context is done.
-  void push(const ctx::context& c, fs::path path) {
-    std::unique_lock lock{mutex_};
-    not_full_.wait(lock, c.stop_token(), [&] { return paths_.size() < capacity; });
-    if (c.done()) return;
-    paths_.push_back(std::move(path));
-    not_empty_.notify_one();
-  }
-
-  /// Blocks while the queue is empty. Nothing once it is closed and empty, or the context done.
-  std::optional<fs::path> pop(const ctx::context& c) {
-    std::unique_lock lock{mutex_};
-    not_empty_.wait(lock, c.stop_token(), [&] { return closed_ || !paths_.empty(); });
-    if (c.done() || paths_.empty()) return {};
-    fs::path path = std::move(paths_.front());
-    paths_.pop_front();
-    not_full_.notify_one();
-    return path;
-  }
-
-  void close() {
-    const std::lock_guard lock{mutex_};
-    closed_ = true;
-    not_empty_.notify_all();
-  }
-
- private:
-  static constexpr std::size_t capacity = 256;
-
-  std::mutex mutex_;
-  std::condition_variable_any not_full_;
-  std::condition_variable_any not_empty_;
-  std::deque<fs::path> paths_;  // guarded by mutex_
-  bool closed_ = false;         // guarded by mutex_
-};
+using file_queue = queue<fs::path>;
 
 /// Puts every regular file below the directory into the queue. Follows no symbolic link.
 void walk(const ctx::context& c, file_queue& files, console& out) {
@@ -309,7 +273,7 @@ void search_files(const ctx::context& c, file_queue& files, console& out) {
 
 /// Walks the tree on this thread and searches it on others; returns when all of them are done.
 void search_tree(const ctx::context& c, const ctx::cancel_func& cancel, console& out) {
-  file_queue files;
+  file_queue files{256};
   std::vector<std::jthread> workers;  // last: joins before what they use is destroyed
   end_on_throw(cancel, [&] {
     while (workers.size() < settings_of(c).workers)
