@@ -64,8 +64,15 @@ class cancel_func;
 struct cancel_scope;
 
 namespace detail {
+
 struct access;
-}
+
+// The results of deleted functions. Compilers print them where one is called.
+struct a_key_is_a_ctx_key_or_a_copyable_class_with_equality_and_a_context_value;
+struct declare_the_key_once_at_namespace_scope;
+struct name_the_context_before_you_ask_it_for_a_value;
+
+}  // namespace detail
 
 /// A value that tells work when to stop, and carries what belongs to the request. Cheap to copy (one
 /// atomic increment) and to move. Never empty: a default-constructed or moved-from context is the
@@ -139,7 +146,11 @@ class CTX_API context {
   }
   /// Not on a temporary context, with which the value might go.
   template <class Key>
-  void value(const Key&) const&& = delete;
+  detail::name_the_context_before_you_ask_it_for_a_value value(const Key&) const&& = delete;
+  /// Not under a number or a text.
+  template <detail::no_key Key>
+  detail::a_key_is_a_ctx_key_or_a_copyable_class_with_equality_and_a_context_value value(
+      const Key&) const& = delete;
 
   /// Blocks until the context is done: for ever, where it never is.
   void wait() const;
@@ -234,11 +245,12 @@ struct [[nodiscard("the context is canceled at once where its scope is discarded
 
 // What all factories share. The child of a context that is done is born done, with its `err()` and
 // `cause()`. A context whose handles (copies, `cancel_func`, derived contexts) are all gone takes
-// itself off its parents at once, canceled or not. `where` is the place that `cause()` names.
+// itself off its parents at once, canceled or not. `where` is the place that `cause()` names. What they
+// return must not be discarded: for a `cancel_scope`, its type says so, and why.
 
 /// A child that ends when it is canceled or `parent` ends.
-[[nodiscard]] CTX_API cancel_scope with_cancel(
-    const context& parent, std::source_location where = std::source_location::current());
+CTX_API cancel_scope with_cancel(const context& parent,
+                                 std::source_location where = std::source_location::current());
 
 /// A child that also ends, with `errc::deadline_exceeded`, once `deadline` passed, never before. The
 /// earlier of this deadline and the parent's governs. `cause` is what its `cause()` then is, if it was
@@ -247,28 +259,27 @@ struct [[nodiscard("the context is canceled at once where its scope is discarded
 /// The time point of any clock is converted once, here, by what is left of it now: when the system's
 /// time is set later, nothing changes. A time that `clock` can't represent never comes, or has passed.
 template <class Clock, class Duration>
-[[nodiscard]] cancel_scope with_deadline(
-    const context& parent, const std::chrono::time_point<Clock, Duration>& deadline,
-    std::exception_ptr cause = {}, std::source_location where = std::source_location::current());
+cancel_scope with_deadline(const context& parent,
+                           const std::chrono::time_point<Clock, Duration>& deadline,
+                           std::exception_ptr cause = {},
+                           std::source_location where = std::source_location::current());
 
 /// `with_deadline(parent, clock::now() + timeout)`, for a duration of any kind; one that `clock` can't
 /// represent never passes. Throws `std::invalid_argument` for NaN.
 template <class Rep, class Period>
-[[nodiscard]] cancel_scope with_timeout(
-    const context& parent, const std::chrono::duration<Rep, Period>& timeout,
-    std::exception_ptr cause = {}, std::source_location where = std::source_location::current());
+cancel_scope with_timeout(const context& parent, const std::chrono::duration<Rep, Period>& timeout,
+                          std::exception_ptr cause = {},
+                          std::source_location where = std::source_location::current());
 
 /// A child that also ends, with `errc::canceled`, when stop is requested on `token`: with it, the token
 /// of a `std::jthread` drives a context. Callbacks then run on the thread that requests the stop.
-[[nodiscard]] CTX_API cancel_scope with_stop_token(
-    const context& parent, std::stop_token token,
-    std::source_location where = std::source_location::current());
+CTX_API cancel_scope with_stop_token(const context& parent, std::stop_token token,
+                                     std::source_location where = std::source_location::current());
 
 /// A child of two: done as soon as either is, with that one's `err()` and `cause()` (that of `first`
 /// where both were done before). Values come from `first`; the deadline is the earlier.
-[[nodiscard]] CTX_API cancel_scope merge(
-    const context& first, const context& second,
-    std::source_location where = std::source_location::current());
+CTX_API cancel_scope merge(const context& first, const context& second,
+                           std::source_location where = std::source_location::current());
 
 /// A child that carries a `T` under `key`. The value is constructed in its place from `value`, once,
 /// and never moved or copied again; it need be neither movable nor copyable. It is destroyed with the
@@ -277,12 +288,24 @@ template <class Rep, class Period>
 /// a trace), not for optional parameters.
 template <class T, class V = T>
   requires std::constructible_from<T, V>
-[[nodiscard]] context with_value(const context& parent, const key<T>& key, V&& value);
+[[nodiscard("the value is in the context that is returned, not in its parent")]]
+context with_value(const context& parent, const key<T>& key, V&& value);
 
 /// The same under a key type of one's own: see `value_key`.
 template <value_key Key, class V = typename Key::context_value>
   requires std::constructible_from<typename Key::context_value, V>
-[[nodiscard]] context with_value(const context& parent, Key key, V&& value);
+[[nodiscard("the value is in the context that is returned, not in its parent")]]
+context with_value(const context& parent, Key key, V&& value);
+
+/// Not under a number or a text.
+template <detail::no_key Key, class V>
+detail::a_key_is_a_ctx_key_or_a_copyable_class_with_equality_and_a_context_value with_value(
+    const context&, const Key&, V&&) = delete;
+
+/// Not under a key that ends before the context does.
+template <class T, class V>
+detail::declare_the_key_once_at_namespace_scope with_value(const context&, const key<T>&&,
+                                                           V&&) = delete;
 
 /// A child with the values of `parent` that is never done and has no deadline: for what must be
 /// finished although the request ended.
@@ -322,7 +345,7 @@ class [[nodiscard("after_func is stopped at once where its handle is discarded")
 /// started, `f` runs on the canceling thread (the timer's, on expiry).
 template <class F>
   requires std::invocable<std::decay_t<F>&>
-[[nodiscard]] after_func_handle after_func(const context& ctx, F&& f);
+after_func_handle after_func(const context& ctx, F&& f);
 
 /// How the context came about: `background` or `todo`, then a segment for each derivation:
 /// `background.with_cancel.with_value(user).with_deadline(4.998s)`, with the name of the key and the

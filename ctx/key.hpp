@@ -48,4 +48,15 @@ concept value_key = std::equality_comparable<K> && std::copy_constructible<K> &&
   requires std::is_object_v<typename K::context_value>;
 };
 
+namespace detail {
+
+template <class T>
+void as_key(const key<T>&);
+
+/// Neither kind of key.
+template <class K>
+concept no_key = !value_key<K> && !requires(const K& k) { detail::as_key(k); };
+
+}  // namespace detail
+
 }  // namespace ctx
