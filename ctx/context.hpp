@@ -6,14 +6,16 @@
 // for it and keeps the right to cancel; the work takes the context as its first parameter, and
 // polls it, waits on it, or hands it on:
 //
-//   void worker(const ctx::context& ctx) {
-//     while (!ctx.done()) step();
-//   }
+// ```cpp
+// void worker(const ctx::context& ctx) {
+//   while (!ctx.done()) step();
+// }
 //
-//   auto [ctx, cancel] = ctx::with_timeout(parent, 5s);
-//   std::jthread thread{[ctx = ctx] { worker(ctx); }};
-//   …
-//   cancel();   // or leave the scope, or let the five seconds pass, or let the parent end
+// auto [ctx, cancel] = ctx::with_timeout(parent, 5s);
+// std::jthread thread{[ctx = ctx] { worker(ctx); }};
+// …
+// cancel();   // or leave the scope, or let the five seconds pass, or let the parent end
+// ```
 //
 // Contexts form a tree. A context ends when it is canceled, when its deadline passes, or when the
 // context that it was derived from ends; a child that ends leaves its parent alone. Nobody is
@@ -57,6 +59,7 @@
 #include <type_traits>
 #include <utility>
 
+/// Contexts, what derives them, and what ends them.
 namespace ctx {
 
 class context;
@@ -116,7 +119,7 @@ class CTX_API context {
 
   /// Null while live; then why the context ended: the exception given by whoever ended it, the same
   /// pointer at every call and in every descendant that ended with it. Where none was given, a
-  /// `std::system_error` whose `code()` is `err()` and whose `what()` names the place, `file:line`, of
+  /// `std::system_error` whose `code()` is `err()` and whose `what()` names the file and the line of
   /// the call that canceled (or derived the context, where a `cancel_func` was only destroyed), or
   /// that set the deadline which passed. It is made at the first call; where memory is short,
   /// that call returns `std::bad_alloc` and a later one tries again.
@@ -144,10 +147,10 @@ class CTX_API context {
   [[nodiscard]] const typename Key::context_value* value(const Key& key) const& noexcept {
     return static_cast<const typename Key::context_value*>(find(typeid(Key), std::addressof(key)));
   }
-  /// Not on a temporary context, with which the value might go.
+  // Not on a temporary context, with which the value might go.
   template <class Key>
   detail::name_the_context_before_you_ask_it_for_a_value value(const Key&) const&& = delete;
-  /// Not under a number or a text.
+  // Not under a number or a text.
   template <detail::no_key Key>
   detail::a_key_is_a_ctx_key_or_a_copyable_class_with_equality_and_a_context_value value(
       const Key&) const& = delete;
@@ -160,6 +163,7 @@ class CTX_API context {
   /// can't represent is no limit, NaN throws `std::invalid_argument`. The wait does not end early.
   template <class Rep, class Period>
   bool wait_for(const std::chrono::duration<Rep, Period>& time) const;
+  /// The same until an instant of any clock.
   template <class Clock, class Duration>
   bool wait_until(const std::chrono::time_point<Clock, Duration>& time) const;
 
@@ -232,8 +236,8 @@ class CTX_API cancel_func {
 /// A derived context with the right to cancel it: `auto [ctx, cancel] = ctx::with_cancel(parent);`.
 /// At the end of its scope the context is canceled.
 struct [[nodiscard("the context is canceled at once where its scope is discarded")]] cancel_scope {
-  context ctx;
-  cancel_func cancel;
+  context ctx;         ///< what the work is given
+  cancel_func cancel;  ///< the right to cancel it
 };
 
 /// The root of every tree: never done, no deadline, no values. For `main`, tests, and what outlives
@@ -243,10 +247,12 @@ struct [[nodiscard("the context is canceled at once where its scope is discarded
 /// A background under another name, for where it is not yet clear which context to pass. Greps well.
 [[nodiscard]] CTX_API context todo() noexcept;
 
-// What all factories share. The child of a context that is done is born done, with its `err()` and
-// `cause()`. A context whose handles (copies, `cancel_func`, derived contexts) are all gone takes
-// itself off its parents at once, canceled or not. `where` is the place that `cause()` names. What they
-// return must not be discarded: for a `cancel_scope`, its type says so, and why.
+/// @name Deriving
+/// The child of a context that is done is born done, with its `err()` and `cause()`. A context whose
+/// handles (copies, `cancel_func`, derived contexts) are all gone takes itself off its parents at once,
+/// canceled or not. `where` is the place that `cause()` names. What these functions return must not be
+/// discarded; where it is a `cancel_scope`, that type says so, and why.
+/// @{
 
 /// A child that ends when it is canceled or `parent` ends.
 CTX_API cancel_scope with_cancel(const context& parent,
@@ -297,12 +303,12 @@ template <value_key Key, class V = typename Key::context_value>
 [[nodiscard("the value is in the context that is returned, not in its parent")]]
 context with_value(const context& parent, Key key, V&& value);
 
-/// Not under a number or a text.
+// Not under a number or a text.
 template <detail::no_key Key, class V>
 detail::a_key_is_a_ctx_key_or_a_copyable_class_with_equality_and_a_context_value with_value(
     const context&, const Key&, V&&) = delete;
 
-/// Not under a key that ends before the context does.
+// Not under a key that ends before the context does.
 template <class T, class V>
 detail::declare_the_key_once_at_namespace_scope with_value(const context&, const key<T>&&,
                                                            V&&) = delete;
@@ -310,6 +316,8 @@ detail::declare_the_key_once_at_namespace_scope with_value(const context&, const
 /// A child with the values of `parent` that is never done and has no deadline: for what must be
 /// finished although the request ended.
 [[nodiscard]] CTX_API context without_cancel(const context& parent);
+
+/// @}
 
 namespace detail {
 class after_func_state;
@@ -322,6 +330,7 @@ class [[nodiscard("after_func is stopped at once where its handle is discarded")
   /// Waits for nothing.
   after_func_handle() noexcept = default;
   after_func_handle(after_func_handle&&) noexcept = default;
+  /// As if the old handle was destroyed.
   after_func_handle& operator=(after_func_handle&& other) noexcept;
 
   /// Stops the function where it did not start, waits for it where it runs on another thread.
@@ -341,8 +350,9 @@ class [[nodiscard("after_func is stopped at once where its handle is discarded")
 };
 
 /// Calls `f` once, on a thread of its own, after `ctx` is done: at once where it is already. That thread
-/// has the signals blocked that this one has. Canceling does not wait for it. `f` must not throw. The handle keeps `ctx` alive. Where no thread can be
-/// started, `f` runs on the canceling thread (the timer's, on expiry).
+/// has the signals blocked that this one has. Canceling does not wait for it. `f` must not throw. The
+/// handle keeps `ctx` alive. Where no thread can be started, `f` runs on the canceling thread (the
+/// timer's, on expiry).
 template <class F>
   requires std::invocable<std::decay_t<F>&>
 after_func_handle after_func(const context& ctx, F&& f);
@@ -351,6 +361,7 @@ after_func_handle after_func(const context& ctx, F&& f);
 /// `background.with_cancel.with_value(user).with_deadline(4.998s)`, with the name of the key and the
 /// time left.
 CTX_API std::string to_string(const context& ctx);
+/// Writes `to_string(ctx)`.
 CTX_API std::ostream& operator<<(std::ostream& out, const context& ctx);
 
 }  // namespace ctx
