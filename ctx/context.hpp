@@ -212,13 +212,18 @@ class CTX_API cancel_func {
   /// Also sets the cause; a null pointer sets none.
   bool operator()(std::exception_ptr cause, location where = location::current()) const noexcept;
 
-  /// Also sets the cause, to a copy of `cause`: `cancel(std::runtime_error{"disk full"})`.
+  /// Also sets the cause, to a copy of `cause`: `cancel(std::runtime_error{"disk full"})`; where that can't
+  /// be made, to the exception that says why.
   template <class Exception>
     requires(std::copy_constructible<Exception> &&
              !std::convertible_to<Exception, std::exception_ptr> &&
              !std::same_as<Exception, location>)
   bool operator()(Exception cause, location where = location::current()) const noexcept {
-    return (*this)(std::make_exception_ptr(std::move(cause)), where);
+    try {
+      return (*this)(std::make_exception_ptr(std::move(cause)), where);
+    } catch (...) {
+      return (*this)(std::current_exception(), where);  // of the move: what it threw is the cause
+    }
   }
 
   /// Gives the right up without canceling: from then on only the parent or the deadline ends the
