@@ -200,7 +200,7 @@ bool cancelable::claim_all(operation& work, errc error, std::exception_ptr cause
   }
   work.alone = (state & has_children) == 0 && !has_audience(state);
   if (work.alone) work.registered = std::exchange(registered_, none);
-  if (error == errc::canceled) cause_.swap(cause);  // what was in it goes at the return, unlocked
+  if (error == errc::canceled) std::swap(cause_, cause);  // what was in it goes at the return, unlocked
   if (where != nullptr) where_ = *where;
   state = claim_as_origin(error, work.alone ? nullptr : &work, state);
   unlock(state);
@@ -489,7 +489,7 @@ std::exception_ptr cancelable::cause() const noexcept {
     std::exception_ptr made = from.make_cause();
     const word state = from.lock();
     if (from.cause_ == nullptr) {
-      from.cause_.swap(made);
+      std::swap(from.cause_, made);
       const unsigned error = from.error_.load(std::memory_order_relaxed);
       // order: release pairs with the acquire above.
       from.error_.store(static_cast<unsigned char>(error | cause_is_set), std::memory_order_release);
