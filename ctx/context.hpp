@@ -115,7 +115,9 @@ class CTX_API context {
 
   /// Empty while live; then `errc::canceled` or `errc::deadline_exceeded`, the same at every call.
   [[nodiscard]] std::error_code err() const noexcept {
-    return done() ? make_error_code(completion_->error()) : detail::no_error();
+    // By the constructor, as whoever compares it with an errc. Two static copies of the library in a process that is not
+    // optimized may share that one, but never make_error_code(), which knows each copy's own category.
+    return done() ? std::error_code{completion_->error()} : detail::no_error();
   }
 
   /// Null while live; then why the context ended: the exception given by whoever ended it, the same

@@ -195,6 +195,37 @@ TEST_CASE("a default-constructed or moved-from context is the background") {
   CHECK(cancel_child());
 }
 
+TEST_CASE("whatever was moved from can be given to every function, and can be used again") {
+  auto scope = with_cancel(with_value(background(), number, 1));
+  const cancel_scope owner = std::move(scope);
+  CHECK(scope.ctx == background());
+  CHECK_FALSE(scope.cancel());
+  std::stop_source source;
+  std::stop_token token = source.get_token();
+  const std::stop_token taken = std::move(token);
+  for (const auto& [name, derive] : derivations) {
+    CAPTURE(name);
+    check_live(derive(scope.ctx));
+  }
+  check_live(kept(with_stop_token(scope.ctx, token)));
+  check_live(kept(merge(scope.ctx, scope.ctx)));
+  check_live(without_cancel(scope.ctx));
+  CHECK(to_string(scope.ctx) == "background");
+  CHECK_FALSE(scope.ctx.wait_for(1ns));
+  int calls = 0;
+  auto handle = ctx::after_func(scope.ctx, [&] { ++calls; });
+  const auto other = std::move(handle);
+  CHECK_FALSE(handle.stop());
+  source.request_stop();
+  check_live(owner.ctx);
+  scope = with_cancel(owner.ctx);
+  CHECK(scope.ctx.value(number) != nullptr);
+  CHECK(owner.cancel());
+  CHECK(scope.ctx.done());
+  CHECK_FALSE(scope.cancel());
+  CHECK(calls == 0);
+}
+
 TEST_CASE("contexts are equal if they are the same node") {
   auto [c, cancel] = with_cancel(background());
   const context copy = c;
@@ -787,6 +818,45 @@ TEST_CASE("merges of merges, a thousand deep, end with any of their roots") {
     CHECK(calls == 1);
     CHECK_FALSE((end_a ? b : a).done());
   }
+}
+
+TEST_CASE("merges with themselves, with values, children and parents of their own, a thousand deep, end once") {
+  on_small_stack([] {
+    for (const bool from_within : {false, true}) {
+      const auto alive = std::make_shared<int>();
+      auto [root, cancel] = with_timeout(with_value(background(), probe, alive), 1h);
+      std::vector<context> levels{root};
+      std::vector<std::unique_ptr<callback>> callbacks;
+      int calls = 0;
+      for (std::size_t i = 0; i < 250; ++i) {
+        const context c = levels.back(), above = levels[i / 2];
+        levels.push_back(kept(merge(c, c)));
+        levels.push_back(kept(merge(levels.back(), with_value(levels.back(), number, 1))));
+        levels.push_back(kept(merge(kept(with_cancel(levels.back())), levels.back())));
+        levels.push_back(kept(merge(above, levels.back())));
+        // Where a callback ends a merge further down, that finds its parents in the middle of their ends.
+        auto again = std::make_shared<cancel_scope>(merge(levels.back(), above));
+        callbacks.push_back(std::make_unique<callback>(levels.back().stop_token(), [&calls, from_within, again] {
+          ++calls;
+          if (from_within) again->cancel();
+        }));
+        levels.push_back(again->ctx);
+      }
+      CHECK(levels.back().deadline() == root.deadline());
+      CHECK(levels.back().value(probe) != nullptr);
+      const auto cause = make_cause();
+      CHECK(cancel(cause));
+      CHECK(calls == 250);
+      for (const context& each : levels) REQUIRE(each.cause() == cause);
+      // In whatever order they go.
+      for (std::size_t i = 0; i < levels.size(); i += 2) levels[i] = background();
+      callbacks.clear();
+      levels.clear();
+      root = background();
+      cancel.release();
+      CHECK(alive.use_count() == 1);
+    }
+  });
 }
 
 #if defined(__linux__)
