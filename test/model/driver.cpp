@@ -817,6 +817,11 @@ class machine {
     const std::error_code error =
         done ? std::error_code{static_cast<int>(why->error), ctx::context_category()} : std::error_code{};
     if (c.err() != error) differs("err()", text_of(c.err()), text_of(error));
+    if (done) {
+      const auto condition =
+          why->error == ctx::errc::canceled ? std::errc::operation_canceled : std::errc::timed_out;
+      if (c.err() != condition) differs("err()", text_of(c.err()), "what others call the same");
+    }
     if (asking_) {
       const std::exception_ptr cause = c.cause();
       if (done ? !why->is(cause) : cause != nullptr) {

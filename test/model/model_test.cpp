@@ -38,12 +38,12 @@ using model::report;
 using model::shrink;
 using model::step;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool sanitized = true;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
+constexpr bool slow = true;
 #elif defined(__has_feature)
-constexpr bool sanitized = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
+constexpr bool slow = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
 #else
-constexpr bool sanitized = false;
+constexpr bool slow = false;
 #endif
 
 std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {
@@ -86,7 +86,7 @@ void check(const program& given) {
 
 TEST_CASE("random programs do what the model does") {
   const std::uint64_t seed = from_environment("CTX_TEST_SEED", std::random_device{}());
-  const std::uint64_t programs = from_environment("CTX_TEST_PROGRAMS", sanitized ? 1'000 : 25'000);
+  const std::uint64_t programs = from_environment("CTX_TEST_PROGRAMS", slow ? 2'000 : 25'000);
   MESSAGE("CTX_TEST_SEED=", seed);
   for (std::uint64_t each = seed; each != seed + programs; ++each) {
     INFO("CTX_TEST_SEED=", each, " CTX_TEST_PROGRAMS=1");
