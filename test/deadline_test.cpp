@@ -120,6 +120,30 @@ TEST_CASE("a deadline that has passed gives a context that is done, though its p
   CHECK(derived == 6);
 }
 
+TEST_CASE("of two deadlines that passed the earlier ended the context, though the timer did not come to it yet") {
+  const auto why_of = [](int number) { return std::make_exception_ptr(number); };
+  std::latch busy{1};
+  std::latch checked{1};
+  auto blocking = ctx::with_timeout(background(), 1ms);
+  std::stop_callback callback{blocking.ctx.stop_token(), [&] {
+                                busy.count_down();
+                                checked.wait();
+                              }};
+  busy.wait();
+  const auto now = ctx::clock::now();
+  const auto first = why_of(1);
+  auto parent = ctx::with_deadline(background(), now + 1us, first);
+  auto other = ctx::with_deadline(background(), now + 1h);
+  auto merged = ctx::merge(other.ctx, parent.ctx);
+  while (ctx::clock::now() < now + 2us) std::this_thread::yield();
+  auto child = ctx::with_deadline(merged.ctx, now + 2us, why_of(2));
+  CHECK(child.ctx.done());
+  CHECK(child.ctx.cause() == first);
+  CHECK(parent.ctx.done());
+  CHECK_FALSE(other.ctx.done());
+  checked.count_down();
+}
+
 TEST_CASE("the earlier of two deadlines governs") {
   manual_clock time;
   const auto outer = make_cause("outer"), inner = make_cause("inner");
@@ -610,6 +634,23 @@ TEST_CASE("the clock may be moved from many threads") {
   CHECK(late == 0);
   CHECK(clock::now() <= start + 400min);
   CHECK(clock::now() >= start + 100min);
+}
+
+TEST_CASE("advances by several threads add up") {
+  manual_clock time;
+  auto armed = ctx::with_timeout(background(), 1h);
+  const auto start = clock::now();
+  {
+    std::vector<std::jthread> threads;
+    std::latch all{4};
+    for (int i = 0; i < 4; ++i) {
+      threads.emplace_back([&] {
+        all.arrive_and_wait();
+        for (int step = 0; step < 100; ++step) time.advance(1s);
+      });
+    }
+  }
+  CHECK(clock::now() - start == 400s);
 }
 
 TEST_CASE("there is one manual clock at a time") {

@@ -9,6 +9,9 @@
 // Threads give up by throwing. An exception that leaves a thread's task becomes the cause that
 // ends the others (see `end_on_throw`): the first reason wins, and no reason is lost.
 
+#include "queue.hpp"
+#include "search_file.hpp"
+
 #include <ctx/context.hpp>
 
 #include <algorithm>
@@ -17,11 +20,8 @@
 #include <charconv>
 #include <chrono>
 #include <climits>
-#include <condition_variable>
 #include <csignal>
 #include <cstdlib>
-#include <cstring>
-#include <deque>
 #include <exception>
 #include <filesystem>
 #include <functional>
@@ -41,7 +41,6 @@
 #include <utility>
 #include <vector>
 
-#include <fcntl.h>
 #include <poll.h>
 #include <unistd.h>
 
@@ -79,8 +78,6 @@ void end_on_throw(const ctx::cancel_func& cancel, Task task) {
   }
 }
 
-std::error_code last_error() { return {errno, std::generic_category()}; }
-
 /// Writes all of `bytes`; gives up once the context is done and nobody reads. Where poll() says so,
 /// PIPE_BUF bytes can be written without blocking: a stalled reader cannot hold up the end.
 std::error_code write_all(const ctx::context& c, int to, std::string_view bytes) {
@@ -98,13 +95,6 @@ std::error_code write_all(const ctx::context& c, int to, std::string_view bytes)
   }
   return {};
 }
-
-/// Lines to print, and where in `text` each of them ends.
-struct batch {
-  std::string text;
-  std::vector<std::size_t> ends = {0};
-  std::size_t size() const { return ends.size() - 1; }
-};
 
 /// Stdout and stderr, for all threads: lines stay whole, and the progress on a terminal makes way
 /// for them. Keeps the score, too.
@@ -170,43 +160,7 @@ class console {
 };
 
 /// The files found and not yet read. Bounded: the walk keeps close to the work.
-class file_queue {
- public:
-  /// Blocks while the queue is full, but not once the context is done.
-  void push(const ctx::context& c, fs::path path) {
-    std::unique_lock lock{mutex_};
-    not_full_.wait(lock, c.stop_token(), [&] { return paths_.size() < capacity; });
-    if (c.done()) return;
-    paths_.push_back(std::move(path));
-    not_empty_.notify_one();
-  }
-
-  /// Blocks while the queue is empty. Nothing once it is closed and empty, or the context done.
-  std::optional<fs::path> pop(const ctx::context& c) {
-    std::unique_lock lock{mutex_};
-    not_empty_.wait(lock, c.stop_token(), [&] { return closed_ || !paths_.empty(); });
-    if (c.done() || paths_.empty()) return {};
-    fs::path path = std::move(paths_.front());
-    paths_.pop_front();
-    not_full_.notify_one();
-    return path;
-  }
-
-  void close() {
-    const std::lock_guard lock{mutex_};
-    closed_ = true;
-    not_empty_.notify_all();
-  }
-
- private:
-  static constexpr std::size_t capacity = 256;
-
-  std::mutex mutex_;
-  std::condition_variable_any not_full_;
-  std::condition_variable_any not_empty_;
-  std::deque<fs::path> paths_;  // guarded by mutex_
-  bool closed_ = false;         // guarded by mutex_
-};
+using file_queue = queue<fs::path>;
 
 /// Puts every regular file below the directory into the queue. Follows no symbolic link.
 void walk(const ctx::context& c, file_queue& files, console& out) {
@@ -227,89 +181,15 @@ void walk(const ctx::context& c, file_queue& files, console& out) {
   }
 }
 
-/// Finds the lines that hold a text in a file that comes in blocks. No line outgrows its buffer: of
-/// one that is longer, it keeps what a match across two blocks needs.
-class line_finder {
- public:
-  line_finder(const fs::path& path, std::string_view text)
-      : path_{path}, text_{text}, buffer_(64 * 1024 + text.size(), '\0') {}
-
-  /// Where to put the next block. Never empty.
-  std::span<char> space() { return std::span{buffer_}.subspan(held_); }
-
-  /// The matches in the `size` bytes just put into `space()`; size 0 is the end of the file.
-  batch take(std::size_t size) {
-    batch found;
-    std::string_view rest{buffer_.data(), held_ + size};
-    for (auto end = rest.find('\n'); end != rest.npos; end = rest.find('\n')) {
-      look_at(rest.substr(0, end), found);
-      rest.remove_prefix(end + 1);
-      reported_ = false;
-      ++number_;
-    }
-    const bool too_long = rest.size() == buffer_.size();
-    if (too_long || (size == 0 && !rest.empty())) look_at(rest, found);
-    if (reported_)
-      rest = {};
-    else if (too_long)
-      rest.remove_prefix(rest.size() - (text_.size() - 1));
-    held_ = rest.size();
-    if (held_ > 0) std::memmove(buffer_.data(), rest.data(), held_);
-    return found;
-  }
-
- private:
-  void look_at(std::string_view line, batch& found) {
-    if (reported_ || line.find(text_) == line.npos) return;
-    found.text.append(path_).append(":").append(std::to_string(number_)).append(": ");
-    found.text.append(line).append("\n");
-    found.ends.push_back(found.text.size());
-    reported_ = true;
-  }
-
-  const std::string path_;
-  const std::string text_;
-  std::string buffer_;
-  std::size_t held_ = 0;    // bytes of an unfinished line, at the front of buffer_
-  std::size_t number_ = 1;  // of that line
-  bool reported_ = false;   // whether that line was
-};
-
-struct descriptor {
-  const int number;  // owns: closes it
-  ~descriptor() { ::close(number); }
-};
-
-/// Prints the matches in one file. Returns why it could not be read.
-std::error_code search_file(const ctx::context& c, const fs::path& path, console& out) {
-  // Does not block, not even where a fifo has taken the place of the file.
-  constexpr int how = O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
-  const descriptor file{::open(path.c_str(), how)};
-  if (file.number < 0) return last_error();
-
-  line_finder finder{path, settings_of(c).text};
-  for (bool first = true; !c.done(); first = false) {
-    const auto space = finder.space();
-    const auto got = ::read(file.number, space.data(), space.size());
-    if (got < 0) return last_error();
-    const auto block = space.first(static_cast<std::size_t>(got));
-    if (first && std::memchr(block.data(), '\0', block.size()) != nullptr) return {};  // binary
-    if (first) out.count_file();
-    if (const batch found = finder.take(block.size()); found.size() > 0) out.print(c, found);
-    if (block.empty()) break;
-  }
-  return {};
-}
-
 /// What a worker does: searches files off the queue.
 void search_files(const ctx::context& c, file_queue& files, console& out) {
   while (const auto path = files.pop(c))
-    if (const auto failed = search_file(c, *path, out)) out.complain(c, *path, failed);
+    if (const auto failed = search_file(c, *path, settings_of(c).text, out)) out.complain(c, *path, failed);
 }
 
 /// Walks the tree on this thread and searches it on others; returns when all of them are done.
 void search_tree(const ctx::context& c, const ctx::cancel_func& cancel, console& out) {
-  file_queue files;
+  file_queue files{256};
   std::vector<std::jthread> workers;  // last: joins before what they use is destroyed
   end_on_throw(cancel, [&] {
     while (workers.size() < settings_of(c).workers)
