@@ -288,13 +288,17 @@ class machine {
       const std::size_t end = next.has_body() ? std::min(last, behind + next.c()) : behind;
       const std::string outer = std::exchange(doing_, "");
       doing_ = (outer.empty() ? "step " : outer + ", step ") + std::to_string(first);
-      meddled_ = depth_ != 0;
+      const int depth = depth_;
+      meddled_ = depth != 0;
       world_.begin();
       try {
         run_step(next, first, {behind, end});
       } catch (const std::exception& thrown) {
         fail(std::string{"threw "} + thrown.what());
       }
+      const bool over = depth_ == depth;
+      while (depth_ != depth) std::this_thread::yield();
+      expect(over, "it returned in the middle of a callback, which went on on another thread");
       world_.follow();
       world_.complete();
       if (depth_ == 0) run_functions();
@@ -813,6 +817,11 @@ class machine {
     const std::error_code error =
         done ? std::error_code{static_cast<int>(why->error), ctx::context_category()} : std::error_code{};
     if (c.err() != error) differs("err()", text_of(c.err()), text_of(error));
+    if (done) {
+      const auto condition =
+          why->error == ctx::errc::canceled ? std::errc::operation_canceled : std::errc::timed_out;
+      if (c.err() != condition) differs("err()", text_of(c.err()), "what others call the same");
+    }
     if (asking_) {
       const std::exception_ptr cause = c.cause();
       if (done ? !why->is(cause) : cause != nullptr) {
@@ -901,9 +910,9 @@ class machine {
   const int alive_before_ = stored::alive;  // left behind by programs that failed
   std::optional<std::string> failure_ = {};
   std::string doing_ = {};
-  int depth_ = 0;          // callbacks that are running
-  bool meddled_ = false;   // whether callbacks did anything in this step
-  bool asking_;            // for causes
+  std::atomic<int> depth_ = 0;  // callbacks that are running
+  bool meddled_ = false;        // whether callbacks did anything in this step
+  bool asking_;                 // for causes
   ctx::manual_clock clock_ = {};
   world world_{ctx::clock::now(), [this] { return sightings(true); }};
   std::vector<std::shared_ptr<function>> functions_ = {};

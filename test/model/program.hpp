@@ -303,9 +303,9 @@ inline program random_program(std::uint64_t seed) {
 
   program result;
   result.ask_late = below(4) == 0;
-  const std::size_t length = 4 + below(most_steps - 3);
-  const unsigned crowd = 2 + below(contexts - 1);  // few variables meet more often, many live longer
-  unsigned left_in_body = 0;
+  const std::size_t length = 8 + below(most_steps - 7);
+  const unsigned crowd = 3 + below(contexts - 2);  // few variables meet more often, many live longer
+  unsigned last = 0, left_in_body = 0;
   while (result.steps.size() < length) {
     int at = static_cast<int>(below(static_cast<std::size_t>(all)));
     std::size_t which = 0;
@@ -320,12 +320,16 @@ inline program random_program(std::uint64_t seed) {
       const unsigned values = shapes[which].operands[i];
       made.operand[i] = static_cast<unsigned char>(values != 0 ? below(values == contexts ? crowd : values) : 0);
     }
-    // Small steps in time, so that deadlines are near each other, and equal.
-    if (made.what == op::with_timeout && below(3) != 0) made.operand[2] = static_cast<unsigned char>(below(4));
-    if (made.what == op::advance && below(3) != 0) made.operand[0] = static_cast<unsigned char>(below(4));
-    // Derive from what was derived last, so that trees are deep.
-    if (!result.steps.empty() && made.what <= op::without_cancel && below(3) == 0) {
-      made.operand[1] = result.steps.back().operand[0] % contexts;
+    // Small steps in time, so that deadlines are equal, or pass together.
+    constexpr std::array<unsigned char, 7> near{0, 1, 1, 2, 3, 4, 7};
+    if (made.what == op::with_timeout && below(3) != 0) made.operand[2] = near[below(near.size())];
+    if (made.what == op::advance && below(3) != 0) made.operand[0] = near[below(near.size())];
+    // Derive into one variable after another, as what is overwritten ends; and from what was derived last, so that
+    // trees are deep.
+    if (made.what >= op::with_cancel && made.what <= op::without_cancel) {
+      if (below(4) != 0) made.operand[0] = static_cast<unsigned char>((last + 1) % crowd);
+      if (below(3) == 0) made.operand[1] = static_cast<unsigned char>(last);
+      last = made.a();
     }
     if (made.has_body()) left_in_body = made.c();
     result.steps.push_back(made);
