@@ -6,14 +6,16 @@
 // for it and keeps the right to cancel; the work takes the context as its first parameter, and
 // polls it, waits on it, or hands it on:
 //
-//   void worker(const ctx::context& ctx) {
-//     while (!ctx.done()) step();
-//   }
+// ```cpp
+// void worker(const ctx::context& ctx) {
+//   while (!ctx.done()) step();
+// }
 //
-//   auto [ctx, cancel] = ctx::with_timeout(parent, 5s);
-//   std::jthread thread{[ctx = ctx] { worker(ctx); }};
-//   …
-//   cancel();   // or leave the scope, or let the five seconds pass, or let the parent end
+// auto [ctx, cancel] = ctx::with_timeout(parent, 5s);
+// std::jthread thread{[ctx = ctx] { worker(ctx); }};
+// …
+// cancel();   // or leave the scope, or let the five seconds pass, or let the parent end
+// ```
 //
 // Contexts form a tree. A context ends when it is canceled, when its deadline passes, or when the
 // context that it was derived from ends; a child that ends leaves its parent alone. Nobody is
@@ -31,8 +33,9 @@
 //   claimed first; then the `std::stop_callback`s on them run, those of a parent before those of
 //   its children, on the thread that cancels. On expiry that is the timer's one thread, which
 //   serves every deadline of the process: there, be short; `after_func` is for what takes longer.
-// - After fork(), the child can go on using its contexts, with all their deadlines. A context that
-//   another thread was just changing at the moment of the fork is the exception: that thread is not
+// - After fork(), the child can go on using its contexts, with all their deadlines; what the timer was
+//   ending at that moment ends in the child as well. A context that another thread was just canceling,
+//   deriving from or letting go of is the exception, and so is what is above it: that thread is not
 //   there to finish.
 
 #include <ctx/clock.hpp>
@@ -57,6 +60,7 @@
 #include <type_traits>
 #include <utility>
 
+/// Contexts, what derives them, and what ends them.
 namespace ctx {
 
 class context;
@@ -64,8 +68,15 @@ class cancel_func;
 struct cancel_scope;
 
 namespace detail {
+
 struct access;
-}
+
+// The results of deleted functions. Compilers print them where one is called.
+struct a_key_is_a_ctx_key_or_a_movable_class_with_equality_and_a_context_value;
+struct declare_the_key_once_at_namespace_scope;
+struct name_the_context_before_you_ask_it_for_a_value;
+
+}  // namespace detail
 
 /// A value that tells work when to stop, and carries what belongs to the request. Cheap to copy (one
 /// atomic increment) and to move. Never empty: a default-constructed or moved-from context is the
@@ -109,7 +120,7 @@ class CTX_API context {
 
   /// Null while live; then why the context ended: the exception given by whoever ended it, the same
   /// pointer at every call and in every descendant that ended with it. Where none was given, a
-  /// `std::system_error` whose `code()` is `err()` and whose `what()` names the place, `file:line`, of
+  /// `std::system_error` whose `code()` is `err()` and whose `what()` names the file and the line of
   /// the call that canceled (or derived the context, where a `cancel_func` was only destroyed), or
   /// that set the deadline which passed. It is made at the first call; where memory is short,
   /// that call returns `std::bad_alloc` and a later one tries again.
@@ -130,18 +141,23 @@ class CTX_API context {
   /// lives as long as this context or any derived from it. The search takes a step a derivation.
   template <class T>
   [[nodiscard]] const T* value(const key<T>& key) const& noexcept {
-    return static_cast<const T*>(find(&key));
+    return detail::keyed_value<T>::find(node_, key);
   }
   /// The same for a key type of one's own, compared by `==`, which must not throw.
   template <value_key Key>
   [[nodiscard]] const typename Key::context_value* value(const Key& key) const& noexcept {
-    return static_cast<const typename Key::context_value*>(find(typeid(Key), std::addressof(key)));
+    return detail::matched_value<Key>::find(node_, key);
   }
-  /// Not on a temporary context, with which the value might go.
+  // Not on a temporary context, with which the value might go.
   template <class Key>
-  void value(const Key&) const&& = delete;
+  detail::name_the_context_before_you_ask_it_for_a_value value(const Key&) const&& = delete;
+  // Not under a number or a text.
+  template <detail::no_key Key>
+  detail::a_key_is_a_ctx_key_or_a_movable_class_with_equality_and_a_context_value value(
+      const Key&) const& = delete;
 
-  /// Blocks until the context is done: for ever, where it never is.
+  /// Blocks until the context is done: for ever, where it never is. A callback must not wait for a thread
+  /// that waits here for what is below the context that just ends: what is below is done after it.
   void wait() const;
 
   /// Blocks until the context is done or the time is up, and returns `done()`: a sleep that can be
@@ -149,6 +165,7 @@ class CTX_API context {
   /// can't represent is no limit, NaN throws `std::invalid_argument`. The wait does not end early.
   template <class Rep, class Period>
   bool wait_for(const std::chrono::duration<Rep, Period>& time) const;
+  /// The same until an instant of any clock.
   template <class Clock, class Duration>
   bool wait_until(const std::chrono::time_point<Clock, Duration>& time) const;
 
@@ -161,8 +178,6 @@ class CTX_API context {
   context(detail::node* node, const detail::completion* completion) noexcept
       : node_{node}, completion_{completion} {}
 
-  const void* find(const void* key) const noexcept;
-  const void* find(const std::type_info& type, const void* key) const noexcept;
   bool wait_until_clock(clock::time_point time) const;
 
   detail::node* node_ = nullptr;                      // owns: one reference; null: the background
@@ -197,13 +212,18 @@ class CTX_API cancel_func {
   /// Also sets the cause; a null pointer sets none.
   bool operator()(std::exception_ptr cause, location where = location::current()) const noexcept;
 
-  /// Also sets the cause, to a copy of `cause`: `cancel(std::runtime_error{"disk full"})`.
+  /// Also sets the cause, to a copy of `cause`: `cancel(std::runtime_error{"disk full"})`; where that can't
+  /// be made, to the exception that says why.
   template <class Exception>
     requires(std::copy_constructible<Exception> &&
              !std::convertible_to<Exception, std::exception_ptr> &&
              !std::same_as<Exception, location>)
   bool operator()(Exception cause, location where = location::current()) const noexcept {
-    return (*this)(std::make_exception_ptr(std::move(cause)), where);
+    try {
+      return (*this)(std::make_exception_ptr(std::move(cause)), where);
+    } catch (...) {
+      return (*this)(std::current_exception(), where);  // of the move: what it threw is the cause
+    }
   }
 
   /// Gives the right up without canceling: from then on only the parent or the deadline ends the
@@ -221,8 +241,8 @@ class CTX_API cancel_func {
 /// A derived context with the right to cancel it: `auto [ctx, cancel] = ctx::with_cancel(parent);`.
 /// At the end of its scope the context is canceled.
 struct [[nodiscard("the context is canceled at once where its scope is discarded")]] cancel_scope {
-  context ctx;
-  cancel_func cancel;
+  context ctx;         ///< what the work is given
+  cancel_func cancel;  ///< the right to cancel it
 };
 
 /// The root of every tree: never done, no deadline, no values. For `main`, tests, and what outlives
@@ -232,13 +252,16 @@ struct [[nodiscard("the context is canceled at once where its scope is discarded
 /// A background under another name, for where it is not yet clear which context to pass. Greps well.
 [[nodiscard]] CTX_API context todo() noexcept;
 
-// What all factories share. The child of a context that is done is born done, with its `err()` and
-// `cause()`. A context whose handles (copies, `cancel_func`, derived contexts) are all gone takes
-// itself off its parents at once, canceled or not. `where` is the place that `cause()` names.
+/// @name Deriving
+/// The child of a context that is done is born done, with its `err()` and `cause()`. A context whose
+/// handles (copies, `cancel_func`, derived contexts) are all gone takes itself off its parents at once,
+/// canceled or not. `where` is the place that `cause()` names. What these functions return must not be
+/// discarded; where it is a `cancel_scope`, that type says so, and why.
+/// @{
 
 /// A child that ends when it is canceled or `parent` ends.
-[[nodiscard]] CTX_API cancel_scope with_cancel(
-    const context& parent, std::source_location where = std::source_location::current());
+CTX_API cancel_scope with_cancel(const context& parent,
+                                 std::source_location where = std::source_location::current());
 
 /// A child that also ends, with `errc::deadline_exceeded`, once `deadline` passed, never before. The
 /// earlier of this deadline and the parent's governs. `cause` is what its `cause()` then is, if it was
@@ -247,28 +270,28 @@ struct [[nodiscard("the context is canceled at once where its scope is discarded
 /// The time point of any clock is converted once, here, by what is left of it now: when the system's
 /// time is set later, nothing changes. A time that `clock` can't represent never comes, or has passed.
 template <class Clock, class Duration>
-[[nodiscard]] cancel_scope with_deadline(
-    const context& parent, const std::chrono::time_point<Clock, Duration>& deadline,
-    std::exception_ptr cause = {}, std::source_location where = std::source_location::current());
+cancel_scope with_deadline(const context& parent,
+                           const std::chrono::time_point<Clock, Duration>& deadline,
+                           std::exception_ptr cause = {},
+                           std::source_location where = std::source_location::current());
 
 /// `with_deadline(parent, clock::now() + timeout)`, for a duration of any kind; one that `clock` can't
 /// represent never passes. Throws `std::invalid_argument` for NaN.
 template <class Rep, class Period>
-[[nodiscard]] cancel_scope with_timeout(
-    const context& parent, const std::chrono::duration<Rep, Period>& timeout,
-    std::exception_ptr cause = {}, std::source_location where = std::source_location::current());
+cancel_scope with_timeout(const context& parent, const std::chrono::duration<Rep, Period>& timeout,
+                          std::exception_ptr cause = {},
+                          std::source_location where = std::source_location::current());
 
 /// A child that also ends, with `errc::canceled`, when stop is requested on `token`: with it, the token
-/// of a `std::jthread` drives a context. Callbacks then run on the thread that requests the stop.
-[[nodiscard]] CTX_API cancel_scope with_stop_token(
-    const context& parent, std::stop_token token,
-    std::source_location where = std::source_location::current());
+/// of a `std::jthread` drives a context. Callbacks then run on the thread that requests the stop. Where
+/// that is the token of a context, whose token drives another, and so on, each takes some of the stack.
+CTX_API cancel_scope with_stop_token(const context& parent, std::stop_token token,
+                                     std::source_location where = std::source_location::current());
 
 /// A child of two: done as soon as either is, with that one's `err()` and `cause()` (that of `first`
 /// where both were done before). Values come from `first`; the deadline is the earlier.
-[[nodiscard]] CTX_API cancel_scope merge(
-    const context& first, const context& second,
-    std::source_location where = std::source_location::current());
+CTX_API cancel_scope merge(const context& first, const context& second,
+                           std::source_location where = std::source_location::current());
 
 /// A child that carries a `T` under `key`. The value is constructed in its place from `value`, once,
 /// and never moved or copied again; it need be neither movable nor copyable. It is destroyed with the
@@ -277,16 +300,30 @@ template <class Rep, class Period>
 /// a trace), not for optional parameters.
 template <class T, class V = T>
   requires std::constructible_from<T, V>
-[[nodiscard]] context with_value(const context& parent, const key<T>& key, V&& value);
+[[nodiscard("the value is in the context that is returned, not in its parent")]]
+context with_value(const context& parent, const key<T>& key, V&& value);
 
 /// The same under a key type of one's own: see `value_key`.
 template <value_key Key, class V = typename Key::context_value>
   requires std::constructible_from<typename Key::context_value, V>
-[[nodiscard]] context with_value(const context& parent, Key key, V&& value);
+[[nodiscard("the value is in the context that is returned, not in its parent")]]
+context with_value(const context& parent, Key key, V&& value);
+
+// Not under a number or a text.
+template <detail::no_key Key, class V>
+detail::a_key_is_a_ctx_key_or_a_movable_class_with_equality_and_a_context_value with_value(
+    const context&, const Key&, V&&) = delete;
+
+// Not under a key that ends before the context does.
+template <class T, class V>
+detail::declare_the_key_once_at_namespace_scope with_value(const context&, const key<T>&&,
+                                                           V&&) = delete;
 
 /// A child with the values of `parent` that is never done and has no deadline: for what must be
 /// finished although the request ended.
 [[nodiscard]] CTX_API context without_cancel(const context& parent);
+
+/// @}
 
 namespace detail {
 class after_func_state;
@@ -299,13 +336,14 @@ class [[nodiscard("after_func is stopped at once where its handle is discarded")
   /// Waits for nothing.
   after_func_handle() noexcept = default;
   after_func_handle(after_func_handle&&) noexcept = default;
+  /// As if the old handle was destroyed.
   after_func_handle& operator=(after_func_handle&& other) noexcept;
 
   /// Stops the function where it did not start, waits for it where it runs on another thread.
   ~after_func_handle();
 
-  /// True if this call kept the function from running. False if it ran, runs, or was stopped before.
-  /// Does not wait for it.
+  /// True if this call kept the function from running: then nothing of it is left with the context.
+  /// False if it ran, runs, or was stopped before. Does not wait for it.
   bool stop() noexcept;
 
  private:
@@ -318,16 +356,18 @@ class [[nodiscard("after_func is stopped at once where its handle is discarded")
 };
 
 /// Calls `f` once, on a thread of its own, after `ctx` is done: at once where it is already. That thread
-/// has the signals blocked that this one has. Canceling does not wait for it. `f` must not throw. The handle keeps `ctx` alive. Where no thread can be
-/// started, `f` runs on the canceling thread (the timer's, on expiry).
+/// has the signals blocked that this one has. Canceling does not wait for it. `f` must not throw. The
+/// handle keeps `ctx` and `f` alive. Where no thread can be started, `f` runs on the canceling thread (the
+/// timer's, on expiry).
 template <class F>
   requires std::invocable<std::decay_t<F>&>
-[[nodiscard]] after_func_handle after_func(const context& ctx, F&& f);
+after_func_handle after_func(const context& ctx, F&& f);
 
 /// How the context came about: `background` or `todo`, then a segment for each derivation:
 /// `background.with_cancel.with_value(user).with_deadline(4.998s)`, with the name of the key and the
 /// time left.
 CTX_API std::string to_string(const context& ctx);
+/// Writes `to_string(ctx)`.
 CTX_API std::ostream& operator<<(std::ostream& out, const context& ctx);
 
 }  // namespace ctx

@@ -12,22 +12,24 @@ enum class errc {
   deadline_exceeded,  ///< its deadline passed; equivalent to `std::errc::timed_out`
 };
 
-/// The category of `ctx::errc`; its `name()` is "context". It outlives every context.
-CTX_API const std::error_category& context_category() noexcept;
-
-/// The error code of `error` in `context_category()`.
-inline std::error_code make_error_code(errc error) noexcept {
-  static const std::error_category& category = context_category();
-  return {static_cast<int>(error), category};
-}
-
 namespace detail {
+
+/// As a variable, so that telling an error takes no call. It is there before any object is made at run time.
+CTX_API extern const std::error_category& the_category;
+
 /// An empty error code: copying it takes no call, where making one asks for the system's category.
 inline const std::error_code& no_error() noexcept {
   static const std::error_code none;
   return none;
 }
+
 }  // namespace detail
+
+/// The category of `ctx::errc`; its `name()` is "context". It outlives every context.
+inline const std::error_category& context_category() noexcept { return detail::the_category; }
+
+/// The error code of `error` in `context_category()`.
+inline std::error_code make_error_code(errc error) noexcept { return {static_cast<int>(error), context_category()}; }
 
 }  // namespace ctx
 

@@ -26,14 +26,15 @@ class key {
   key(const key&) = delete;
   key& operator=(const key&) = delete;
 
+  /// The name it was given.
   constexpr const char* name() const noexcept { return name_; }
 
  private:
   const char* name_;
 };
 
-/// A type of one's own that serves as a key by its value: any class that can be
-/// compared for equality and names the type of its values as `context_value`:
+/// A type of one's own that serves as a key by its value: any class that can be compared for equality
+/// and copied, and that names the type of its values as `context_value`. For example:
 /// ```cpp
 /// struct header {
 ///   using context_value = std::string;
@@ -44,8 +45,19 @@ class key {
 /// Built-in types and strings are no keys: two modules that use the same number or text for
 /// different things would read each other's values.
 template <class K>
-concept value_key = std::equality_comparable<K> && std::copy_constructible<K> && requires {
+concept value_key = std::equality_comparable<K> && std::move_constructible<K> && requires {
   requires std::is_object_v<typename K::context_value>;
 };
+
+namespace detail {
+
+template <class T>
+void as_key(const key<T>&);
+
+/// Neither kind of key.
+template <class K>
+concept no_key = !value_key<K> && !requires(const K& k) { detail::as_key(k); };
+
+}  // namespace detail
 
 }  // namespace ctx

@@ -18,6 +18,7 @@
 #include <memory>
 #include <new>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <stop_token>
 #include <string>
@@ -38,11 +39,13 @@ std::atomic<long> allocations = 0;   // made so far, by all threads
 std::atomic<long> live = 0;          // of these, not yet freed
 std::atomic<long> fails_in = 0;      // so many allocations from now, one fails; zero: none does
 std::atomic<bool> fails_on = false;  // and so do all that follow
+std::atomic<long> failures = 0;      // so far
 
 bool fails() {
   const long turn = fails_in;
   if (turn > 1) --fails_in;
   if (turn == 1 && !fails_on) fails_in = 0;
+  if (turn == 1) ++failures;
   return turn == 1;
 }
 
@@ -243,6 +246,20 @@ TEST_CASE("the handle waits for a function that runs on the canceling thread") {
   h.reset();
   CHECK(steps == 1000);
 }
+
+TEST_CASE("where no thread can be started, the function of a deadline runs on the timer's, which goes on") {
+  ctx::manual_clock clock;
+  std::thread::id timers, ran_on;
+  bool was_done = false;
+  const context c = kept(with_timeout(background(), 1h)), next = kept(with_timeout(background(), 2h));
+  const auto h = after_func(c, [&] { ran_on = std::this_thread::get_id(), was_done = c.done() && !next.done(); });
+  const std::stop_callback on_next{next.stop_token(), [&] { timers = std::this_thread::get_id(); }};
+  const no_threads here;
+  clock.advance(2h);
+  CHECK(was_done);
+  CHECK(ran_on != std::this_thread::get_id());
+  CHECK(ran_on == timers);
+}
 #endif
 
 // How much
@@ -423,7 +440,44 @@ const std::vector<operation>& operations() {
       {"after_func", [](const context& c) { ignore(after_func(c, [] {})); }},
       {"after_func, which allocates",
        [](const context& c) { ignore(after_func(c, [s = std::string{long_text}] {})); }},
+      {"after_func, which runs",
+       [](const context& c) {
+         const auto scope = with_cancel(c);
+         std::atomic<int> calls = 0;
+         {
+           const auto h = after_func(scope.ctx, [&] { ++calls; });
+           scope.cancel();
+         }
+         CHECK_UNARY(calls <= 1);
+       }},
       {"to_string", [](const context& c) { ignore(to_string(c)); }},
+      {"to a stream", [](const context& c) { ignore(std::ostringstream{} << c); }},
+      {"cause", [](const context& c) { CHECK_UNARY((c.cause() != nullptr) == c.done()); }},
+      {"throw_if_done",
+       [](const context& c) {
+         bool threw = false;
+         try {
+           c.throw_if_done();
+         } catch (...) {
+           threw = true;
+         }
+         CHECK_UNARY(threw == c.done());
+       }},
+      {"cancel, with a cause",
+       [](const context& c) {
+         static const std::runtime_error cause{long_text};
+         const auto scope = with_cancel(c);
+         CHECK_UNARY(scope.cancel(cause) != c.done());
+         CHECK_UNARY(scope.ctx.cause() != nullptr);
+       }},
+      {"wait", [](const context& c) { CHECK_UNARY(c.wait_for(0s) == c.done()); }},
+      {"merges of merges",
+       [](const context& c) {
+         const auto a = merge(c, other), b = merge(other, a.ctx), d = merge(a.ctx, b.ctx), e = merge(d.ctx, d.ctx);
+         ignore(e.ctx.stop_token());
+         a.cancel();
+         CHECK_UNARY(e.ctx.done());
+       }},
       {"a stack of all", [](const context& c) {
          const auto a = with_cancel(c);
          const auto b = with_timeout(with_value(a.ctx, text, long_text), 1h);
@@ -469,8 +523,8 @@ const std::vector<situation>& situations() {
 /// Runs `run` with the n-th allocation failing, and checks that nothing came of it. True where it made
 /// fewer than n, and so was not disturbed.
 bool undisturbed(const situation& where, const operation& what, long n, mode how) {
-  bool failed = false, as_it_was = true;
-  const long before = live;
+  bool as_it_was = true;
+  const long before = live, failures_before = failures;
   {
     auto [parent, cancel] = where.make();
     const context sibling = kept(with_cancel(parent));
@@ -480,7 +534,6 @@ bool undisturbed(const situation& where, const operation& what, long n, mode how
       const failing now{n, how};
       what.run(parent);
     } catch (const std::bad_alloc&) {
-      failed = true;
     }
     as_it_was = parent.done() == done && static_cast<bool>(parent.err()) == done &&
                 parent.deadline() == deadline && sibling.done() == done;
@@ -493,7 +546,7 @@ bool undisturbed(const situation& where, const operation& what, long n, mode how
   const long after = live;
   CHECK(as_it_was);
   CHECK(after == before);
-  return !failed;
+  return failures == failures_before;
 }
 
 TEST_CASE("an allocation that fails, whichever it is, leaves everything as it was and leaks nothing") {
@@ -529,6 +582,34 @@ TEST_CASE("a cause is never null after the end, and comes with the memory for it
   CHECK(meanwhile_given == cause);
   CHECK_THROWS_AS(c.throw_if_done(), std::system_error);
   CHECK(c.cause() == c.cause());
+}
+
+/// Can be copied only, which takes memory, and so has a move that throws.
+struct copied {
+  std::string text = long_text;
+  copied() = default;
+  copied(const copied&) = default;
+};
+
+TEST_CASE("a cause that can't be copied for want of memory cancels all the same") {
+  for (const mode how : {mode::once, mode::from_then_on}) {
+    for (long n = 2; n < 6; ++n) {  // the first one is the caller's, for the argument
+      auto [c, cancel] = with_cancel(background());
+      const long before = failures;
+      const copied cause;
+      bool did_it = false;
+      {
+        const failing now{n, how};
+        did_it = cancel(cause);
+      }
+      CHECK(did_it);
+      CHECK(c.err() == errc::canceled);
+      if (failures == before)
+        CHECK_THROWS_AS(c.throw_if_done(), copied);
+      else
+        CHECK_THROWS_AS(c.throw_if_done(), std::bad_alloc);
+    }
+  }
 }
 
 TEST_CASE("a function for which no thread can be allocated runs on the canceling thread") {

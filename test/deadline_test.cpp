@@ -120,6 +120,30 @@ TEST_CASE("a deadline that has passed gives a context that is done, though its p
   CHECK(derived == 6);
 }
 
+TEST_CASE("of two deadlines that passed the earlier ended the context, though the timer did not come to it yet") {
+  const auto why_of = [](int number) { return std::make_exception_ptr(number); };
+  std::latch busy{1};
+  std::latch checked{1};
+  auto blocking = ctx::with_timeout(background(), 1ms);
+  std::stop_callback callback{blocking.ctx.stop_token(), [&] {
+                                busy.count_down();
+                                checked.wait();
+                              }};
+  busy.wait();
+  const auto now = ctx::clock::now();
+  const auto first = why_of(1);
+  auto parent = ctx::with_deadline(background(), now + 1us, first);
+  auto other = ctx::with_deadline(background(), now + 1h);
+  auto merged = ctx::merge(other.ctx, parent.ctx);
+  while (ctx::clock::now() < now + 2us) std::this_thread::yield();
+  auto child = ctx::with_deadline(merged.ctx, now + 2us, why_of(2));
+  CHECK(child.ctx.done());
+  CHECK(child.ctx.cause() == first);
+  CHECK(parent.ctx.done());
+  CHECK_FALSE(other.ctx.done());
+  checked.count_down();
+}
+
 TEST_CASE("the earlier of two deadlines governs") {
   manual_clock time;
   const auto outer = make_cause("outer"), inner = make_cause("inner");
@@ -553,6 +577,24 @@ TEST_CASE("a callback may move the clock itself: what is due ends before that re
   CHECK(clock::now() == start + 3h);
 }
 
+TEST_CASE("a callback that moves the clock is over, with all that ends with it, when the advance around it returns") {
+  manual_clock time;
+  for (int round = 0; round < 100; ++round) {
+    auto [parent, cancel_parent] = with_timeout(background(), 1h);
+    auto [child, cancel_child] = with_cancel(parent);
+    const auto told = child.stop_token();
+    bool over = false;
+    const callback on_parent{parent.stop_token(), [&] {
+      time.advance(1h);
+      for (int i = 0; i < 100; ++i) std::this_thread::yield();
+      over = true;
+    }};
+    time.advance(1h);
+    REQUIRE(over);
+    REQUIRE(told.stop_requested());
+  }
+}
+
 TEST_CASE("the clock stands still, and moves by what it is told, rounded up, never back") {
   manual_clock time;
   const auto start = clock::now();
@@ -592,6 +634,23 @@ TEST_CASE("the clock may be moved from many threads") {
   CHECK(late == 0);
   CHECK(clock::now() <= start + 400min);
   CHECK(clock::now() >= start + 100min);
+}
+
+TEST_CASE("advances by several threads add up") {
+  manual_clock time;
+  auto armed = ctx::with_timeout(background(), 1h);
+  const auto start = clock::now();
+  {
+    std::vector<std::jthread> threads;
+    std::latch all{4};
+    for (int i = 0; i < 4; ++i) {
+      threads.emplace_back([&] {
+        all.arrive_and_wait();
+        for (int step = 0; step < 100; ++step) time.advance(1s);
+      });
+    }
+  }
+  CHECK(clock::now() - start == 400s);
 }
 
 TEST_CASE("there is one manual clock at a time") {

@@ -385,6 +385,7 @@ TEST_CASE("what a thread leaves behind may spawn a task when it is destroyed wit
   static group* the_group;
   struct last_words {
     ~last_words() {
+      for (int i = 0; i < 100; ++i) std::this_thread::yield();  // so that this thread is waited for by then
       the_group->spawn([](const context&) { ++calls; });
     }
   };

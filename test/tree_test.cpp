@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <deque>
 #include <exception>
 #include <functional>
 #include <iterator>
@@ -971,6 +972,23 @@ TEST_CASE("callbacks cancel each other's trees to any depth") {
   }
   CHECK(roots[0].cancel());
   CHECK(returned == trees);
+}
+
+TEST_CASE("a tangle of merges whose parents cancel each other is ended in a moment") {
+  // The ways through it, from each context to all that come after, are more than could ever be taken.
+  constexpr std::size_t count = 64;
+  std::vector<ctx::cancel_scope> contexts;
+  for (std::size_t i = 0; i < count; ++i) contexts.push_back(ctx::with_cancel(background()));
+  std::vector<ctx::cancel_scope> merges;
+  for (std::size_t i = 0; i < count; ++i) {
+    for (std::size_t j = i + 1; j < count; ++j) merges.push_back(ctx::merge(contexts[i].ctx, contexts[j].ctx));
+  }
+  std::deque<std::stop_callback<std::function<void()>>> callbacks;
+  for (std::size_t i = 0; i + 1 < count; ++i) {
+    callbacks.emplace_back(contexts[i].ctx.stop_token(), [&, i] { contexts[i + 1].cancel(); });
+  }
+  CHECK(contexts.front().cancel());
+  CHECK(std::all_of(merges.begin(), merges.end(), [](const auto& each) { return each.ctx.done(); }));
 }
 
 TEST_CASE("a child derived in a callback of its parent is born done, whatever it is derived from below") {

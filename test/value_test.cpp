@@ -1,6 +1,8 @@
 // Exists for values that are found under the wrong key, or not under the right one; for those that are
 // copied, moved, destroyed too early, twice or never; and for code that should not compile.
 
+#include "value_elsewhere.hpp"
+
 #include <ctx/context.hpp>
 
 #include <doctest/doctest.h>
@@ -402,6 +404,22 @@ TEST_CASE("a value may hold the contexts of another tree, with their values") {
     CHECK(alive.use_count() == 2);
   }
   CHECK(alive.use_count() == 1);
+}
+
+struct local_key {
+  using context_value = int;
+  int number;
+  bool operator==(const local_key&) const = default;
+};
+
+TEST_CASE("key types of two source files that are spelled alike are different keys") {
+  const auto here = ctx::with_value(ctx::background(), local_key{1}, 42);
+  CHECK(look_up_local_key(here) == nullptr);
+  const auto both = with_local_value(here);
+  REQUIRE(look_up_local_key(both) != nullptr);
+  CHECK(*look_up_local_key(both) == "elsewhere");
+  REQUIRE(both.value(local_key{1}) != nullptr);
+  CHECK(*both.value(local_key{1}) == 42);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 // The templates of ctx/context.hpp: each converts what it was given and calls the library.
 
 #include <ctx/context.hpp>
-#include <ctx/detail/signal_mask.hpp>
+#include <ctx/detail/thread_settings.hpp>
 
 #include <atomic>
 #include <thread>
@@ -66,11 +66,12 @@ class CTX_API after_func_state : public std::enable_shared_from_this<after_func_
 
   virtual void call() noexcept = 0;
   void start() noexcept;
+  void leave() noexcept;
 
   enum class registration { building, complete, leaving, gone };
 
   std::atomic<bool> taken_{false};  // by start() or stop(), whichever is first
-  const signal_mask signals_;       // of the thread that called after_func
+  const thread_settings settings_;  // of the thread that called after_func
   context ctx_;                     // immutable once start_when_done() returned
   std::thread thread_;              // written by start(), which is over once on_done_ is gone
   std::optional<std::stop_callback<starter>> on_done_;  // destroyed by whoever made its state leaving

@@ -10,7 +10,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <optional>
 #include <stop_token>
 #include <string>
 
@@ -18,8 +17,18 @@ namespace ctx::detail {
 
 class cancelable;
 
-/// What a cancelable node was derived by.
-enum class factory : unsigned char { with_cancel, with_deadline, with_timeout, with_stop_token, merge };
+/// What a node was derived by.
+enum class factory : unsigned char {
+  todo,
+  with_value,          // under a ctx::key
+  with_matched_value,  // under a key type of the user's own
+  without_cancel,
+  with_cancel,
+  with_deadline,
+  with_timeout,
+  with_stop_token,
+  merge
+};
 
 /// One derivation. A node keeps its parent alive, never the reverse, so that a long-lived parent
 /// does not grow. Everything in it but the count of references is immutable after construction;
@@ -44,6 +53,15 @@ class CTX_API node {
 
   node* parent() const noexcept { return parent_; }
 
+  /// The parent that a merge has besides `parent()`. Owned like it.
+  virtual node* second_parent() const noexcept { return nullptr; }
+
+  factory made_by() const noexcept { return made_by_; }
+
+  /// The address of what the value in this node is found by: its ctx::key, or the type_info of its key's
+  /// type. Null where there is no value, so that a look-up needs no other question.
+  const void* found_by() const noexcept { return found_by_; }
+
   /// The nearest node at or above this one that can be canceled, null where there is none.
   virtual cancelable* nearest_cancelable() const noexcept = 0;
 
@@ -51,36 +69,31 @@ class CTX_API node {
   enum class deadline_source : unsigned char { here, none, parent };
   virtual deadline_source deadline(clock::time_point& at) const noexcept;
 
-  /// Whether this is a value_node.
-  bool carries_value() const noexcept { return carries_value_; }
-
-  /// Whether a tree begins here under a name of its own, instead of the background's.
-  virtual bool is_root() const noexcept { return false; }
-
   /// Appends the segment of `to_string` for this derivation.
-  virtual void describe(std::string& out) const = 0;
+  virtual void describe(std::string& out) const;
 
  protected:
   /// Born with `references` references. Whoever makes it adds the reference to `parent` that it owns
   /// once its construction can't fail any more.
-  node(node* parent, std::uint32_t references, bool carries_value = false) noexcept
-      : parent_{parent}, references_{references}, carries_value_{carries_value} {}
+  node(node* parent, factory made_by, std::uint32_t references, const void* found_by = nullptr) noexcept
+      : parent_{parent}, found_by_{found_by}, references_{references}, made_by_{made_by} {}
   virtual ~node() = default;
 
   /// Takes the node out of everything that knows it without holding a reference: the last
   /// reference is gone, and it is about to be destroyed.
   virtual void detach() noexcept {}
 
-  /// The parent that a merge has besides `parent()`. Owned like it.
-  virtual node* second_parent() const noexcept { return nullptr; }
+  /// Appends the name of the factory.
+  void describe_factory(std::string& out) const;
 
  private:
   node* parent_;  // owns: one reference; null for what derives from the background
+  const void* const found_by_;  // borrows: keys outlive the contexts that use them
   std::atomic<std::uint32_t> references_;
-  const bool carries_value_;
+  const factory made_by_;
 };
 
-/// Whether a context is done, in a form that polling can read without a lock.
+/// A node that can be done, in a form that polling can read without a lock.
 ///
 /// A context ends in two steps. First it is *claimed*, with the whole tree below it and before any
 /// code of users runs: from then on it is decided who ended it. Then it is *announced*: the stop
@@ -90,7 +103,7 @@ class CTX_API node {
 /// A claimed context refers to its *herald*: the context whose announcement is its own. That is
 /// itself where somebody has its token; else the nearest claimed ancestor of whom that is true; and
 /// where there is none, the origin: the context at which the cancelation began.
-class completion {
+class CTX_API alignas(8) completion : public node {
  public:
   /// One load while live.
   bool done() const noexcept {
@@ -98,11 +111,14 @@ class completion {
     const word state = state_.load(std::memory_order_acquire);
     const completion* herald = herald_of(state);
     if (herald == nullptr) [[likely]] return false;
-    return (state & has_token) != 0 ? token_source_.stop_requested() : herald->announced();
+    return (state & has_token) != 0 ? token_source_.stop_requested() : herald == this || herald->announced();
   }
 
   /// Why it is done. Requires that done() was true.
-  errc error() const noexcept { return error_; }
+  errc error() const noexcept {
+    // order: relaxed suffices; whoever saw that it is done sees this.
+    return static_cast<errc>(error_.load(std::memory_order_relaxed) & ~cause_is_set);
+  }
 
  protected:
   using word = std::uintptr_t;
@@ -113,8 +129,7 @@ class completion {
   static constexpr word has_children = 4;  // the same for cancelable::children_source_
   static constexpr word flags = busy | has_token | has_children;
 
-  completion() noexcept = default;
-  ~completion() = default;
+  using node::node;
 
   static const completion* herald_of(word state) noexcept {
     return reinterpret_cast<const completion*>(state & ~flags);
@@ -127,9 +142,14 @@ class completion {
     return (state & has_token) == 0 || token_source_.stop_requested();
   }
 
+  // In front, where the node leaves room for them.
+  static constexpr unsigned char cause_is_set = 0x80;
+  std::atomic<unsigned char> error_{0};  // once claimed an errc; and of an origin, whether its cause is there for good
+  unsigned char registered_ = 0;  // guarded by `busy`; with whom: see cancelable
+  bool has_waiters_ = false;      // guarded by `busy`; immutable once claimed
+
   std::atomic<word> state_{0};                       // written only by the holder of `busy`
   std::stop_source token_source_{std::nostopstate};  // guarded by `busy` until has_token is set
-  errc error_{};                                     // immutable once claimed
 };
 
 static_assert(alignof(completion) > 7, "the low three bits of a completion's address hold flags");

@@ -16,16 +16,28 @@ void after_func_state::start_when_done(const context& ctx) {
   registration_ = registration::complete;
 }
 
-bool after_func_state::stop() noexcept { return !taken_.exchange(true); }
+bool after_func_state::stop() noexcept {
+  if (taken_.exchange(true)) return false;
+  leave();  // where start() has just lost to this call on another thread, that returns at once
+  return true;
+}
+
+void after_func_state::leave() noexcept {
+  auto complete = registration::complete;
+  if (!registration_.compare_exchange_strong(complete, registration::leaving)) return;
+  on_done_.reset();
+  registration_ = registration::gone;
+  registration_.notify_all();
+}
 
 void after_func_state::start() noexcept {
   // The function may destroy its handle: it must not go with it while it runs.
   const std::shared_ptr<after_func_state> self = shared_from_this();
   if (!taken_.exchange(true)) {
     try {
-      // The timer's thread has all signals blocked, and may be the one that starts this.
+      // The timer's thread, which may be the one that starts this, has others.
       thread_ = std::thread{[self] {
-        self->signals_.apply();
+        self->settings_.apply();
         self->call();
       }};
     } catch (...) {
@@ -35,22 +47,13 @@ void after_func_state::start() noexcept {
   }
   // A registration that has fired is best destroyed from inside: libstdc++ 12 forgets to tell that a
   // callback has returned if there was one thread then, and another thread that destroys it waits for ever.
-  auto complete = registration::complete;
-  if (registration_.compare_exchange_strong(complete, registration::leaving)) {
-    on_done_.reset();
-    registration_ = registration::gone;
-    registration_.notify_all();
-  }
+  leave();
 }
 
 void after_func_state::finish() noexcept {
   stop();
-  auto complete = registration::complete;
-  if (registration_.compare_exchange_strong(complete, registration::leaving)) {
-    on_done_.reset();  // waits for start() where another thread is in it
-  } else {
-    registration_.wait(registration::leaving);
-  }
+  leave();  // waits for start() where another thread is in it
+  registration_.wait(registration::leaving);
   if (!thread_.joinable()) return;
   if (thread_.get_id() == std::this_thread::get_id()) {
     thread_.detach();

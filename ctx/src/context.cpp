@@ -30,6 +30,20 @@ clock::time_point deadline_of(const node* from, bool& found) noexcept {
   return at;
 }
 
+/// The context whose own deadline, at `at`, governs `from`.
+timed& holder_of(node* from, clock::time_point at) noexcept {
+  for (;;) {
+    if (from->made_by() == factory::with_deadline || from->made_by() == factory::with_timeout) {
+      auto& holder = static_cast<timed&>(*from);
+      if (holder.has_own_deadline() && holder.due() == at) return holder;
+    }
+    bool first_has = true;
+    const bool is_of_second =
+        from->made_by() == factory::merge && (deadline_of(from->parent(), first_has) != at || !first_has);
+    from = is_of_second ? from->second_parent() : from->parent();
+  }
+}
+
 /// Takes over the two references that `made` was born with.
 cancel_scope scope_of(cancelable* made) noexcept {
   return {access::make(made, made), access::make(made)};
@@ -39,21 +53,17 @@ void retain(node* parent) noexcept {
   if (parent != nullptr) parent->retain();
 }
 
-/// A node that starts a tree under a name of its own.
 class todo_node final : public node {
  public:
-  todo_node() noexcept : node{nullptr, 1} {}
+  todo_node() noexcept : node{nullptr, factory::todo, 1} {}
   cancelable* nearest_cancelable() const noexcept override { return nullptr; }
-  bool is_root() const noexcept override { return true; }
-  void describe(std::string& out) const override { out += "todo"; }
 };
 
 class without_cancel_node final : public node {
  public:
-  explicit without_cancel_node(node* parent) noexcept : node{parent, 1} {}
+  explicit without_cancel_node(node* parent) noexcept : node{parent, factory::without_cancel, 1} {}
   cancelable* nearest_cancelable() const noexcept override { return nullptr; }
   deadline_source deadline(clock::time_point&) const noexcept override { return deadline_source::none; }
-  void describe(std::string& out) const override { out += "without_cancel"; }
 };
 
 }  // namespace
@@ -65,8 +75,12 @@ cancel_scope with_deadline(const context& parent, clock::time_point now, clock::
   const clock::time_point governing = deadline_of(above, has_deadline);
   // A deadline that is not earlier than the parent's never has to end the context.
   const bool passed = deadline <= now;
-  const bool own = deadline < governing && !passed;
-  if (own) timer::instance().start();
+  const bool own = deadline < governing;
+  if (own && !passed) timer::instance().start();
+  // The timer may not have come to it yet.
+  if (passed && has_deadline && governing <= deadline) {
+    holder_of(above, governing).end(errc::deadline_exceeded, nullptr, nullptr);
+  }
   if (cancelable* const up = nearest(parent)) up->expect_children();
 
   auto* const made = new timed{above, made_by, where, std::min(deadline, governing), own,
@@ -111,22 +125,6 @@ bool context::wait_until_clock(clock::time_point time) const {
   return up != nullptr ? up->wait_until(time) : detail::wait_until(nullptr, time);
 }
 
-const void* context::find(const void* key) const noexcept {
-  for (const node* at = node_; at != nullptr; at = at->parent()) {
-    if (!at->carries_value()) continue;
-    if (const void* const value = static_cast<const value_node*>(at)->value_under(key)) return value;
-  }
-  return nullptr;
-}
-
-const void* context::find(const std::type_info& type, const void* key) const noexcept {
-  for (const node* at = node_; at != nullptr; at = at->parent()) {
-    if (!at->carries_value()) continue;
-    if (const void* const value = static_cast<const value_node*>(at)->value_under(type, key)) return value;
-  }
-  return nullptr;
-}
-
 cancel_func::~cancel_func() {
   if (target_ == nullptr) return;
   target_->end(errc::canceled, nullptr, nullptr);
@@ -136,12 +134,7 @@ cancel_func::~cancel_func() {
 bool cancel_func::operator()(location where) const noexcept { return (*this)(nullptr, where); }
 
 bool cancel_func::operator()(std::exception_ptr cause, location where) const noexcept {
-  cancelable* const target = target_;
-  if (target == nullptr) return false;
-  target->retain();  // a callback may destroy this cancel_func
-  const bool did_it = target->end(errc::canceled, std::move(cause), &where);
-  node::release(target);
-  return did_it;
+  return target_ != nullptr && target_->end(errc::canceled, std::move(cause), &where);
 }
 
 void cancel_func::release() noexcept {
@@ -202,7 +195,7 @@ context without_cancel(const context& parent) {
 std::string to_string(const context& ctx) {
   std::vector<const node*> path;
   for (const node* at = access::node_of(ctx); at != nullptr; at = at->parent()) path.push_back(at);
-  std::string out = !path.empty() && path.back()->is_root() ? "" : "background";
+  std::string out = !path.empty() && path.back()->made_by() == factory::todo ? "" : "background";
   for (auto each = path.rbegin(); each != path.rend(); ++each) {
     if (!out.empty()) out += '.';
     (*each)->describe(out);

@@ -1,8 +1,10 @@
 #include <ctx/error.hpp>
 
+#include <ctx/src/immortal.hpp>
+
 #include <string>
 
-namespace ctx {
+namespace ctx::detail {
 namespace {
 
 class category final : public std::error_category {
@@ -26,17 +28,10 @@ class category final : public std::error_category {
   }
 };
 
+constinit immortal<category> the_one;
+
 }  // namespace
 
-const std::error_category& context_category() noexcept {
-  // Never destroyed: contexts in static storage may ask for it after any static destructor.
-  union immortal {
-    category value;
-    constexpr immortal() : value{} {}
-    ~immortal() {}
-  };
-  static constinit immortal the_category;
-  return the_category.value;
-}
+constinit const std::error_category& the_category = the_one.value;
 
-}  // namespace ctx
+}  // namespace ctx::detail

@@ -1,6 +1,6 @@
 #include <ctx/src/platform.hpp>
 
-#include <ctx/detail/signal_mask.hpp>
+#include <ctx/detail/thread_settings.hpp>
 
 #if !defined(_WIN32)
 
@@ -42,13 +42,19 @@ void block_signals() noexcept {
   ::pthread_sigmask(SIG_SETMASK, &all, nullptr);
 }
 
-signal_mask::signal_mask() noexcept {
-  static_assert(sizeof(sigset_t) <= sizeof blocked_);
-  ::pthread_sigmask(SIG_SETMASK, nullptr, ::new (static_cast<void*>(blocked_)) sigset_t);
+thread_settings::thread_settings() noexcept {
+  static_assert(sizeof(sigset_t) <= sizeof blocked_signals_);
+  ::pthread_sigmask(SIG_SETMASK, nullptr, ::new (static_cast<void*>(blocked_signals_)) sigset_t);
+#if defined(__linux__)
+  timer_slack_ = static_cast<unsigned long>(::prctl(PR_GET_TIMERSLACK));
+#endif
 }
 
-void signal_mask::apply() const noexcept {
-  ::pthread_sigmask(SIG_SETMASK, reinterpret_cast<const sigset_t*>(blocked_), nullptr);
+void thread_settings::apply() const noexcept {
+  ::pthread_sigmask(SIG_SETMASK, reinterpret_cast<const sigset_t*>(blocked_signals_), nullptr);
+#if defined(__linux__)
+  ::prctl(PR_SET_TIMERSLACK, timer_slack_);
+#endif
 }
 
 }  // namespace ctx::detail
@@ -61,8 +67,8 @@ void sharpen_timed_waits() noexcept {}
 void stay_loaded() noexcept {}
 void at_fork(void (*)(), void (*)(), void (*)()) {}
 void block_signals() noexcept {}
-signal_mask::signal_mask() noexcept {}
-void signal_mask::apply() const noexcept {}
+thread_settings::thread_settings() noexcept {}
+void thread_settings::apply() const noexcept {}
 
 }  // namespace ctx::detail
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <new>
+#include <string_view>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -53,22 +54,42 @@ node::deadline_source node::deadline(clock::time_point&) const noexcept {
   return deadline_source::parent;
 }
 
+void node::describe(std::string& out) const { describe_factory(out); }
+
+void node::describe_factory(std::string& out) const {
+  switch (made_by_) {
+    case factory::todo: out += "todo"; break;
+    case factory::with_value:
+    case factory::with_matched_value: out += "with_value"; break;
+    case factory::without_cancel: out += "without_cancel"; break;
+    case factory::with_cancel: out += "with_cancel"; break;
+    case factory::with_deadline: out += "with_deadline"; break;
+    case factory::with_timeout: out += "with_timeout"; break;
+    case factory::with_stop_token: out += "with_stop_token"; break;
+    case factory::merge: out += "merge"; break;
+  }
+}
+
 cancelable* value_node::nearest_cancelable() const noexcept {
   return const_cast<cancelable*>(static_cast<const cancelable*>(nearest_));
 }
 
-const void* value_node::value_under(const std::type_info&, const void*) const noexcept {
-  return nullptr;
+void value_node::describe_value(std::string& out, std::string_view key) const {
+  describe_factory(out);
+  out.append("(").append(key).append(")");
 }
 
-void value_node::describe_value(std::string& out, std::string_view key) {
-  out.append("with_value(").append(key).append(")");
+bool same_type(const std::type_info& a, const std::type_info& b) noexcept {
+  // As the Itanium ABI mangles what is in an unnamed namespace, or in a function that is static.
+  const std::string_view name = a.name();
+  const bool is_local = name.find("_GLOBAL__N_") != name.npos || name.starts_with("ZL");
+  return &a == &b || (!is_local && a == b);
 }
 
 // The operation that ends a context
 
 /// Lives on the stack of the thread that ends `origin`. Only that thread touches it, except for
-/// `swept` and `to_announce`, which are guarded by the origin's lock.
+/// `swept` and `to_announce`, which are guarded by the origin's lock; once it is swept, all else stays as it is.
 struct operation {
   explicit operation(cancelable& origin) noexcept : self{&origin}, claimed_last{&self} {}
 
@@ -77,100 +98,139 @@ struct operation {
     if (has_audience) heard_last = heard_last->next_heard = &entry;
   }
 
-  list_entry self;                       // of the origin, without a reference: its owner has one
-  list_entry* claimed_last;              // self, then what was claimed and needs more than that
-  list_entry* heard_last = &self;        // self, then those of them with somebody to tell
-  list_entry* conflicts = nullptr;       // children that other operations had claimed before
+  /// Whether a conflict with the operation at `other` is known.
+  bool ran_into(const cancelable& other) const noexcept {
+    const list_entry* each = conflicts;
+    while (each != nullptr && &each->child->origin() != &other) each = each->next;
+    return each != nullptr;
+  }
+
+  list_entry self;                   // of the origin, without a reference: its owner has one
+  list_entry* claimed_last;          // self, then what was claimed and needs more than that
+  list_entry* heard_last = &self;    // self, then those of them with somebody to tell
+  list_entry* conflicts = nullptr;   // children that other operations had claimed before, one for each of these
   list_entry* to_announce = &self;
   bool swept = false;
+  bool alone = false;                // nobody below, nobody to tell: then the rest is not used, but for
+  unsigned char registered = 0;      // the origin's registrations
 };
 
-/// The operations whose helping led to helping another.
+/// The origins of the operations that a call of help() has come to, the last first.
 struct help_chain {
-  const cancelable* origin;
-  const help_chain* led_by;
+  cancelable* origin;
+  const help_chain* before;
+
+  bool contains(const cancelable& wanted) const noexcept {
+    const help_chain* each = this;
+    while (each != nullptr && each->origin != &wanted) each = each->before;
+    return each != nullptr;
+  }
 };
 
 /// Announces what the operation that ended `origin` has claimed, as far as it is not yet announced, and
 /// what the operations have that it ran into. Several threads may do so at once: each announces the first
 /// that is left, and only then takes it off the list.
-void help(cancelable& origin, const help_chain* led_by) noexcept {
-  for (const help_chain* each = led_by; each != nullptr; each = each->led_by) {
-    if (each->origin == &origin) return;  // two merges of the same two contexts lead in circles
-  }
+void help(cancelable& origin, const help_chain* before) noexcept {
+  origin.await_sweep();
   for (list_entry* announced = nullptr;;) {
     const auto state = origin.lock();
     operation* const running = origin.operation_;
     if (running != nullptr && announced != nullptr && running->to_announce == announced) {
       running->to_announce = announced->next_heard;
     }
-    if (running == nullptr || (running->swept && running->to_announce == nullptr)) {
-      origin.unlock(state);
-      break;
-    }
-    if (!running->swept) {
-      origin.unlock(state);
-      std::this_thread::yield();
-      continue;
-    }
-    announced = running->to_announce;
-    cancelable* const target = announced->child;
-    target->retain();
+    announced = running != nullptr ? running->to_announce : nullptr;
+    cancelable* const target = announced != nullptr ? announced->child : nullptr;
+    if (target != nullptr) target->retain();
     origin.unlock(state);
+    if (target == nullptr) break;
     target->announce();
     node::release(target);
   }
-  const help_chain self{&origin, led_by};
-  for (list_entry* helped = nullptr;;) {
-    const auto state = origin.lock();
-    operation* const running = origin.operation_;
-    if (running != nullptr) helped = helped != nullptr ? helped->next : running->conflicts;
-    cancelable* const target = running != nullptr && helped != nullptr ? helped->child : nullptr;
-    if (target != nullptr) target->retain();
-    origin.unlock(state);
-    if (target == nullptr) return;
-    help(target->origin(), &self);
-    node::release(target);
+  // Each operation once, however many ways lead to it: the chain only grows, until nothing on it leads any further, and
+  // is then left as a whole. A search that forgot where it had been would take every way through a tangle of merges.
+  const help_chain visited{&origin, before};
+  for (const help_chain* each = &visited; each != nullptr; each = each->before) {
+    cancelable* const next = each->origin->unvisited_conflict(visited);
+    if (next == nullptr) continue;
+    help(next->origin(), &visited);
+    node::release(next);
+    return;
   }
+}
+
+void cancelable::await_sweep() noexcept {
+  for (;;) {
+    const word state = lock();
+    const bool swept = operation_ == nullptr || operation_->swept;
+    unlock(state);
+    if (swept) return;
+    std::this_thread::yield();
+  }
+}
+
+cancelable* cancelable::unvisited_conflict(const help_chain& visited) noexcept {
+  const word state = lock();
+  const list_entry* entry = operation_ != nullptr ? operation_->conflicts : nullptr;
+  while (entry != nullptr && visited.contains(entry->child->origin())) entry = entry->next;
+  cancelable* const found = entry != nullptr ? entry->child : nullptr;
+  if (found != nullptr) found->retain();
+  unlock(state);
+  return found;
 }
 
 bool cancelable::end(errc error, std::exception_ptr cause,
                      const std::source_location* where) noexcept {
-  word state = lock();
-  if (claimed(state)) {
-    unlock(state);
+  operation work{*this};
+  if (!claim_all(work, error, std::move(cause), where)) {
     ensure_done();
     return false;
   }
-  operation work{*this};
-  const bool alone = (state & has_children) == 0 && !has_audience(state);
-  state = claim_as_origin(error, alone ? nullptr : &work, state);
-  if (error == errc::canceled) cause_.swap(cause);  // what was in it goes at the return, unlocked
-  if (where != nullptr) where_ = *where;
-  const unsigned char registered = alone ? std::exchange(registered_, none) : none;
-  unlock(state);
-  unlink(alone ? registered : run(work));
+  announce_all(work);
   return true;
 }
 
-/// Steps 1 to 4 for a context with somebody below or waiting. Returns its own registrations.
-unsigned char cancelable::run(operation& work) noexcept {
+bool cancelable::claim_all(operation& work, errc error, std::exception_ptr cause,
+                           const std::source_location* where) noexcept {
+  // order: acquire pairs with the release in unlock(): what is read next of whoever claimed it is there.
+  if (claimed(state_.load(std::memory_order_acquire))) return false;
+  word state = lock();
+  if (claimed(state)) {
+    unlock(state);
+    return false;
+  }
+  work.alone = (state & has_children) == 0 && !has_audience(state);
+  if (work.alone) work.registered = std::exchange(registered_, none);
+  if (error == errc::canceled) cause_.swap(cause);  // what was in it goes at the return, unlocked
+  if (where != nullptr) where_ = *where;
+  state = claim_as_origin(error, work.alone ? nullptr : &work, state);
+  unlock(state);
+  if (work.alone) return true;
+
   for (list_entry* entry = &work.self; entry != nullptr; entry = entry->next) {
+    // order: relaxed suffices; this thread claimed it, and what may come later is no child that is to be swept.
     if ((entry->child->state_.load(std::memory_order_relaxed) & has_children) != 0) {
       entry->child->children_source_.request_stop();
     }
   }
-  word state = lock();
+  state = lock();
   work.swept = true;
   unlock(state);
+  return true;
+}
 
-  // Those who wait are woken before any callback, which may wait for them.
+void cancelable::announce_all(operation& work) noexcept {
+  if (work.alone) {
+    unlink(work.registered);
+    return;
+  }
+  retain();  // a callback may let go of every handle, that of the caller too
+  // Those who wait are woken before any callback. They go as soon as what they wait on is announced.
   for (list_entry* entry = &work.self; entry != nullptr; entry = entry->next_heard) {
     if (entry->child->has_waiters_) entry->child->wake();
   }
   help(*this);
 
-  state = lock();
+  const word state = lock();
   operation_ = nullptr;
   const unsigned char registered = std::exchange(registered_, none);
   unlock(state);
@@ -186,16 +246,17 @@ unsigned char cancelable::run(operation& work) noexcept {
     entry = entry->next;
     release(child);
   }
-  return registered;
+  unlink(registered);
+  release(this);
 }
 
 /// Runs in step 1 of the operation that ended `parent`, on its thread; or, where `parent` ended just
 /// before this node registered, on the thread that is building it.
 template <class OnEnd>
 void cancelable::parent_ended(cancelable& parent, link<OnEnd>& link, unsigned char bit) noexcept {
-  word state = lock();
-  const bool claiming = !claimed(state);
-  if (claiming) state = claim_for(parent, state);
+  const word before = lock();
+  const bool claiming = !claimed(before);
+  const word state = claiming ? claim_for(parent, before) : before;
   if ((registered_ & bit) == 0) {
     // The node is still being built, and has nobody below it or waiting; or another thread is just
     // taking it off this parent, and waits in ~stop_callback for this callback to return.
@@ -205,11 +266,11 @@ void cancelable::parent_ended(cancelable& parent, link<OnEnd>& link, unsigned ch
   cancelable& origin = parent.origin();
   const bool listed = claiming ? (state & has_children) != 0 || has_audience(state) ||
                                      registered_ != bit
-                               : &this->origin() != &origin;
+                               : &this->origin() != &origin && !origin.operation_->ran_into(this->origin());
   // Without a reference left, the node is about to be detached by the thread that dropped the last
-  // one, and nobody is below it or waiting.
+  // one, and nobody is below it or waiting. It is left as it was, for that thread to take off its parents.
   if (listed && !retain_if_alive()) {
-    unlock(state);
+    unlock(before);
     return;
   }
   registered_ = static_cast<unsigned char>(registered_ & ~bit);
@@ -237,14 +298,17 @@ cancelable::word cancelable::claim_for(cancelable& parent, word state) noexcept 
   // order: acquire pairs with the release in unlock(): the parent's origin_ is read next.
   const word above = parent.state_.load(std::memory_order_acquire);
   const completion* const herald = (above & has_token) != 0 ? &parent : herald_of(above);
-  error_ = parent.error_;
+  // order: relaxed suffices; the lock's release publishes it.
+  error_.store(static_cast<unsigned char>(parent.error()), std::memory_order_relaxed);
   origin_ = &parent.origin();
   disarm();
   return state | reinterpret_cast<word>(herald);
 }
 
 cancelable::word cancelable::claim_as_origin(errc error, operation* work, word state) noexcept {
-  error_ = error;
+  const unsigned known = cause_ != nullptr ? cause_is_set : 0;
+  // order: relaxed suffices; the lock's release publishes it.
+  error_.store(static_cast<unsigned char>(static_cast<unsigned>(error) | known), std::memory_order_relaxed);
   operation_ = work;
   disarm();
   return state | reinterpret_cast<word>(static_cast<completion*>(this));
@@ -262,12 +326,16 @@ void cancelable::announce() noexcept {
 }
 
 void cancelable::ensure_done() noexcept {
+  if (done()) return;
+  retain();  // as in announce_all()
+  origin().await_sweep();
   while (!done()) {
     // order: acquire, as in done().
     const word state = state_.load(std::memory_order_acquire);
     const completion& herald = (state & has_token) != 0 ? *this : *herald_of(state);
     const_cast<cancelable&>(static_cast<const cancelable&>(herald)).announce();
   }
+  release(this);
 }
 
 // Entering the tree and leaving it
@@ -277,6 +345,7 @@ void cancelable::enter(clock::time_point now) noexcept {
   // lock, and would leave this one locked in the child.
   arm(now);
   unsigned char registered = register_with_parents();
+  if (registered == none && !has_two_causes()) return;
   const word state = lock();
   if (!claimed(state)) std::swap(registered_, registered);
   unlock(state);
@@ -321,6 +390,12 @@ void cancelable::expect_children() {
 }
 
 void cancelable::detach() noexcept {
+  // A node with one parent that is claimed and not locked has left it, and the timer, for good. Either its own end took
+  // it off, before its caller dropped the reference that it holds throughout. Or the parent's did: parent_ended() does
+  // so before it unlocks, which is the last that it does to the node; or holds a reference; or leaves the node live.
+  // order: acquire pairs with the release in unlock(): the node is destroyed after what that callback did to it.
+  const word seen = state_.load(std::memory_order_acquire);
+  if (claimed(seen) && (seen & busy) == 0 && !has_two_causes()) return;
   const word state = lock();
   const unsigned char registered = std::exchange(registered_, none);
   if (!claimed(state)) disarm();
@@ -368,10 +443,7 @@ void cancelable::break_lock() noexcept {
 void cancelable::adopt_operation() noexcept {
   if (!claimed(state_.load(std::memory_order_acquire)) || &origin() != this || operation_ == nullptr) return;
   auto* const adopted = new (std::nothrow) operation{*operation_};  // for good: nobody will finish it
-  if (adopted != nullptr) {
-    if (adopted->to_announce == &operation_->self) adopted->to_announce = &adopted->self;
-    adopted->swept = true;
-  }
+  if (adopted != nullptr && adopted->to_announce == &operation_->self) adopted->to_announce = &adopted->self;
   operation_ = adopted;
 }
 
@@ -411,18 +483,19 @@ std::stop_token cancelable::stop_token() {
 std::exception_ptr cancelable::cause() const noexcept {
   if (!done()) return nullptr;
   cancelable& from = origin();
-  word state = from.lock();
-  std::exception_ptr known = from.cause_;
-  from.unlock(state);
-  if (known != nullptr) return known;
-
+  // order: acquire pairs with the release below: the cause is there, for good.
+  if ((from.error_.load(std::memory_order_acquire) & cause_is_set) != 0) return from.cause_;
   try {
     std::exception_ptr made = from.make_cause();
-    state = from.lock();
-    if (from.cause_ == nullptr) from.cause_.swap(made);
-    known = from.cause_;
+    const word state = from.lock();
+    if (from.cause_ == nullptr) {
+      from.cause_.swap(made);
+      const unsigned error = from.error_.load(std::memory_order_relaxed);
+      // order: release pairs with the acquire above.
+      from.error_.store(static_cast<unsigned char>(error | cause_is_set), std::memory_order_release);
+    }
     from.unlock(state);
-    return known;
+    return from.cause_;
   } catch (...) {
     return std::current_exception();
   }
@@ -430,7 +503,7 @@ std::exception_ptr cancelable::cause() const noexcept {
 
 std::exception_ptr cancelable::make_cause() const {
   const std::string place = std::string{where_.file_name()} + ':' + std::to_string(where_.line());
-  return std::make_exception_ptr(std::system_error{make_error_code(error_), place});
+  return std::make_exception_ptr(std::system_error{make_error_code(error()), place});
 }
 
 bool cancelable::expect_waiters() noexcept {
@@ -444,16 +517,6 @@ bool cancelable::expect_waiters() noexcept {
 bool cancelable::wait_until(clock::time_point until) { return detail::wait_until(this, until); }
 
 void cancelable::wake() const noexcept { wake_waiters(*this); }
-
-void cancelable::describe(std::string& out) const {
-  switch (made_by_) {
-    case factory::with_cancel: out += "with_cancel"; break;
-    case factory::with_deadline: out += "with_deadline"; break;
-    case factory::with_timeout: out += "with_timeout"; break;
-    case factory::with_stop_token: out += "with_stop_token"; break;
-    case factory::merge: out += "merge"; break;
-  }
-}
 
 // Deadlines
 
@@ -470,23 +533,38 @@ void append_seconds(std::string& out, clock::duration time) {
 
 timed::timed(node* parent, factory made_by, std::source_location where, clock::time_point due,
              bool own, std::exception_ptr cause) noexcept
-    : cancelable{parent, made_by, where, std::move(cause)}, due_at_{due}, own_{own} {}
+    : cancelable{parent, made_by, where, std::move(cause)}, own_{own} {
+  due_ = due.time_since_epoch().count();
+}
 
 node::deadline_source timed::deadline(clock::time_point& at) const noexcept {
-  at = due_at_;
+  at = due();
   return deadline_source::here;
 }
 
 void timed::describe(std::string& out) const {
-  cancelable::describe(out);
+  describe_factory(out);
   out += '(';
-  const auto left = subtract_saturate(due_at_.time_since_epoch(), clock::now().time_since_epoch());
+  const auto left = subtract_saturate(due().time_since_epoch(), clock::now().time_since_epoch());
   append_seconds(out, std::max(left, clock::duration::zero()));
   out += ')';
 }
 
 void timed::arm(clock::time_point now) noexcept {
-  if (own_) timer::instance().arm(*this, due_at_, now);
+  if (own_ && due() > now) timer::instance().arm(*this, now);
+}
+
+void timed::expire(std::mutex& sweeping) noexcept {
+  operation work{*this};
+  std::unique_lock lock{sweeping};
+  const bool did_it = claim_all(work, errc::deadline_exceeded, nullptr, nullptr);
+  lock.unlock();
+  if (did_it) {
+    announce_all(work);
+  } else {
+    ensure_done();
+    help(origin());  // in the child of a fork, the thread that ended it may be gone
+  }
 }
 
 void timed::disarm() noexcept {

@@ -43,6 +43,7 @@
 
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <source_location>
 #include <stop_token>
 #include <utility>
@@ -51,6 +52,7 @@ namespace ctx::detail {
 
 struct operation;
 struct help_chain;
+class timer;
 
 /// A node's place in the lists of an operation.
 struct list_entry {
@@ -70,18 +72,16 @@ union link {
 };
 
 /// A node that can be canceled.
-class cancelable : public node, public completion {
+class cancelable : public completion {
  public:
   /// A child of `parent`, born with two references: its context's and its cancel_func's.
   cancelable(node* parent, factory made_by, std::source_location where,
              std::exception_ptr deadline_cause = {}) noexcept
-      : node{parent, 2},
-        made_by_{made_by},
+      : completion{parent, made_by, 2},
         cause_{std::move(deadline_cause)},
         where_{where} {}
 
   cancelable* nearest_cancelable() const noexcept final { return const_cast<cancelable*>(this); }
-  void describe(std::string& out) const override;
 
   /// Enters the node into the tree: registers it with its parents, or ends it where they, or its own
   /// deadline, ended already. Called once, by the factory, at the instant `now`.
@@ -92,7 +92,7 @@ class cancelable : public node, public completion {
 
   /// Ends the node and all below it: see the steps above. A deadline that passed (`where` null, no
   /// cause) keeps the cause and place it was given. Returns whether this call did it; the node is done
-  /// either way. The caller holds a reference.
+  /// either way. The caller holds a reference, which a callback may drop.
   bool end(errc error, std::exception_ptr cause, const std::source_location* where) noexcept;
 
   std::stop_token stop_token();
@@ -124,8 +124,12 @@ class cancelable : public node, public completion {
   static constexpr unsigned char on_second = 2;  // merged::second_
   static constexpr unsigned char on_token = 4;   // driven::on_stop_
 
+  // Whether anything else can end it, besides itself and one parent.
+  bool has_two_causes() const noexcept {
+    return made_by() == factory::merge || made_by() == factory::with_stop_token;
+  }
+
   // What the kinds of nodes do in their own way.
-  virtual bool has_two_causes() const noexcept { return false; }  // that may end it, itself aside
   virtual unsigned char register_with_parents() noexcept;
   virtual void unlink(unsigned char registered) noexcept;
   virtual void arm(clock::time_point) noexcept {}  // requires that nobody else knows the node yet
@@ -142,6 +146,12 @@ class cancelable : public node, public completion {
   template <class OnEnd>
   void parent_ended(cancelable& parent, link<OnEnd>& link, unsigned char bit) noexcept;
 
+  // What end() does: step 1, which runs no code of users, and returns false where the node was claimed already; and the
+  // other steps.
+  bool claim_all(operation& work, errc error, std::exception_ptr cause, const std::source_location* where) noexcept;
+  void announce_all(operation& work) noexcept;
+  void ensure_done() noexcept;
+
   // Claiming sets all but the state, and returns what that is to be.
   static bool claimed(word state) noexcept { return herald_of(state) != nullptr; }
   word claim_for(cancelable& parent, word state) noexcept;
@@ -150,53 +160,58 @@ class cancelable : public node, public completion {
 
  private:
   friend operation;
-  friend void help(cancelable& origin, const help_chain* led_by) noexcept;
+  friend void help(cancelable& origin, const help_chain* before) noexcept;
 
   struct on_parent_end {
     cancelable* child;
     void operator()() const noexcept;
   };
 
-  unsigned char run(operation& work) noexcept;
+  void await_sweep() noexcept;
+  cancelable* unvisited_conflict(const help_chain& visited) noexcept;
   void announce() noexcept;
-  void ensure_done() noexcept;
   bool has_audience(word state) const noexcept { return (state & has_token) != 0 || has_waiters_; }
   unsigned char take_registrations() noexcept;
   std::exception_ptr make_cause() const;
 
-  const factory made_by_;  // immutable after construction
-  bool has_waiters_ = false;  // guarded by the lock; immutable once claimed
-
- protected:
-  unsigned char registered_ = none;  // guarded by the lock
-
- private:
   std::stop_source children_source_{std::nostopstate};  // guarded by the lock until has_children is set
   link<on_parent_end> first_;  // its registration while on_first is in registered_, else its list entry
   union {                      // guarded by the lock
     operation* operation_ = nullptr;  // of an origin: the operation while it runs, else null
     cancelable* origin_;              // of what else is claimed: borrows: its ancestor
   };
-  std::exception_ptr cause_;    // guarded by the lock; of an origin why, before what its deadline gives
+  std::exception_ptr cause_;    // guarded by the lock until cause_is_set; before the end what the deadline gives
   std::source_location where_;  // of an origin: where it was ended; before: where it was derived
 };
 
 /// A node with a deadline of its own, kept on the process's timer.
 class timed final : public cancelable, public wheel_entry {
  public:
-  /// `due` governs; it is `own` where the timer is to end this node, else an ancestor's.
+  /// `due` governs; it is `own` unless it is an ancestor's.
   timed(node* parent, factory made_by, std::source_location where, clock::time_point due, bool own,
         std::exception_ptr cause) noexcept;
+
+  /// Ends the node because its deadline passed. `sweeping` is locked until all is claimed, and before any code of users
+  /// runs: a fork that waits for it finds all of a tree claimed, or nothing.
+  void expire(std::mutex& sweeping) noexcept;
+
+  /// When the deadline that governs passes.
+  clock::time_point due() const noexcept { return clock::time_point{clock::duration{due_}}; }
+
+  /// Whether that is its own, not an ancestor's.
+  bool has_own_deadline() const noexcept { return own_; }
 
   deadline_source deadline(clock::time_point& at) const noexcept override;
   void describe(std::string& out) const override;
 
  private:
+  friend timer;
+
   void arm(clock::time_point now) noexcept override;
   void disarm() noexcept override;
 
-  const clock::time_point due_at_;
   const bool own_;
+  unsigned char shard_ = 0;  // the timer's: where it is armed
 };
 
 /// The child of two parents.
@@ -215,7 +230,6 @@ class merged final : public cancelable {
   };
 
   node* second_parent() const noexcept override { return second_parent_; }
-  bool has_two_causes() const noexcept override { return true; }
   unsigned char register_with_parents() noexcept override;
   void unlink(unsigned char registered) noexcept override;
 
@@ -239,15 +253,14 @@ class driven final : public cancelable {
   };
   void token_stopped() noexcept;
 
-  bool has_two_causes() const noexcept override { return true; }
   unsigned char register_with_parents() noexcept override;
   void unlink(unsigned char registered) noexcept override;
 
-  std::stop_token token_;  // immutable after construction
+  std::stop_token token_;  // until on_stop_ takes it over
   union { std::stop_callback<on_stop> on_stop_; };
 };
 
 /// Announces what the operation that ended `origin` has left to announce, if it still runs.
-void help(cancelable& origin, const help_chain* led_by = nullptr) noexcept;
+void help(cancelable& origin, const help_chain* before = nullptr) noexcept;
 
 }  // namespace ctx::detail

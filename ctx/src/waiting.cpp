@@ -3,19 +3,25 @@
 #include <ctx/src/platform.hpp>
 #include <ctx/src/time_source.hpp>
 
+#include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
-#include <optional>
-#include <stop_token>
 #include <thread>
 
 namespace ctx::detail {
 namespace {
 
+using namespace std::chrono_literals;
+
+// How long a thread sleeps at most, between two looks whether what it waits on and is claimed was announced. It is not
+// woken by a callback on the token: that would lie on its stack, and be run in the child of a fork, where it is gone.
+constexpr clock::duration pause_limit = 1ms;
+
 struct waiter {
-  const cancelable* on;          // guarded by the mutex of the lot, like all but wake
+  const cancelable* on;
   std::condition_variable wake;  // notified with the mutex of the lot held
-  bool woken = false;
+  bool woken = false;            // guarded by the mutex of the lot, as the rest
   waiter* next = nullptr;
   waiter** link = nullptr;  // what points here
 };
@@ -65,19 +71,6 @@ class parking_lot {
     return waiting.woken;
   }
 
-  /// From here on it is woken by wake() alone.
-  void forget(waiter& woken) noexcept {
-    const std::lock_guard lock{mutex_};
-    woken.on = nullptr;
-    woken.woken = false;
-  }
-
-  void wake(waiter& sleeping) noexcept {
-    const std::lock_guard lock{mutex_};
-    sleeping.woken = true;
-    sleeping.wake.notify_one();
-  }
-
   void wake_all_on(const cancelable& on) noexcept {
     const std::lock_guard lock{mutex_};
     for (waiter* each = first_; each != nullptr; each = each->next) {
@@ -105,18 +98,15 @@ bool wait_until(cancelable* on, clock::time_point until) {
 
   parking_lot& lot = parking_lot::instance();
   waiter self{on, {}};
-  const auto wake_self = [&] { lot.wake(self); };
-  std::optional<std::stop_callback<decltype(wake_self)>> on_announcement;
   // In this order: whoever claims the context after it has waiters finds this one in the lot.
   lot.enter(self);
   const bool live = on == nullptr || on->expect_waiters();
-  if ((!live || lot.wait(self, until)) && !is_done()) {
-    // Claimed, but not yet announced. Until then there is a token, its own or that of its herald.
-    lot.forget(self);
-    on_announcement.emplace(on->stop_token(), wake_self);
-    lot.wait(self, until);
+  if (!live || lot.wait(self, until)) {
+    // Claimed. That is announced at once, or after the callbacks on what is above: mostly before the first look.
+    for (clock::duration pause{0}; !is_done() && clock::now() < until; pause = std::min(2 * pause + 10us, pause_limit)) {
+      std::this_thread::sleep_for(pause);
+    }
   }
-  on_announcement.reset();
   lot.leave(self);
   return is_done();
 }

@@ -12,7 +12,7 @@ namespace ctx::detail {
 /// `time_point::max()` that is never. Returns whether `on` is done.
 bool wait_until(cancelable* on, clock::time_point until);
 
-/// Wakes those that wait on `on`, which is claimed, and from then on wait for its announcement.
+/// Wakes those that wait on `on`, which is claimed: from then on they look for its announcement.
 void wake_waiters(const cancelable& on) noexcept;
 
 /// Has all that wait for a time look at the clock again: a manual clock came, moved or went.

@@ -402,6 +402,26 @@ void add_timers() {
                 });
     });
   }
+  // A thousand more beside those that live, in the memory of the thousand before them, as in a program that has
+  // run for a while.
+  for (const std::size_t live : sizes{1'000, 1'000'000}) {
+    constexpr std::size_t count = 1'000;
+    add_manual(numbered("ctx:arm/live", live), [live](State& state) {
+      const auto others = live_timers(live);
+      const auto timeouts = random_timeouts(count);
+      std::vector<ctx::cancel_scope> scopes;
+      scopes.reserve(count);
+      repeat_on(state, count, [&] { return scopes.clear(), &scopes; }, [&](auto* made) { arm_all(*made, timeouts); });
+    });
+    add_manual(numbered("ctx:disarm/live", live), [live](State& state) {
+      const auto others = live_timers(live);
+      const auto order = random_order(count);
+      repeat_on(state, count, [&] { return live_timers(count); },
+                [&](auto& scopes) {
+                  for (const std::size_t i : order) scopes[i].cancel();
+                });
+    });
+  }
   for (const std::size_t count : sizes{1, 10, 100, 1'000, 10'000, 100'000, 1'000'000}) {
     add(numbered("ctx:with_timeout/live", count), [count](State& state) {
       const auto others = live_timers(count);

@@ -397,6 +397,37 @@ func addTimers() {
 				}
 			})
 	}
+	for _, live := range []int{1000, 1000000} {
+		const count = 1000
+		var others, armed []scope
+		var timeouts []time.Duration
+		var order []int
+		prepare := func() []scope {
+			if others == nil {
+				others = make([]scope, live)
+				armAll(others, randomTimeouts(live))
+				timeouts = randomTimeouts(count)
+				order = rand.New(rand.NewSource(2)).Perm(count)
+			}
+			disarmAll(armed)
+			armed = make([]scope, count)
+			return armed
+		}
+		addOn(fmt.Sprintf("arm/live=%d", live), count, prepare,
+			func(scopes []scope) { armAll(scopes, timeouts) })
+		addOn(fmt.Sprintf("disarm/live=%d", live), count,
+			func() []scope {
+				scopes := prepare()
+				armAll(scopes, timeouts)
+				armed = nil
+				return scopes
+			},
+			func(scopes []scope) {
+				for _, i := range order {
+					scopes[i].cancel()
+				}
+			})
+	}
 	for count := 1; count <= 1000000; count *= 10 {
 		count := count
 		add(fmt.Sprintf("with_timeout/live=%d", count), func(b *testing.B) {
