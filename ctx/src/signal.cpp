@@ -27,7 +27,6 @@
 #include <string>
 
 #if !defined(_WIN32)
-#include <ctx/detail/signal_mask.hpp>
 #include <ctx/src/platform.hpp>
 #include <ctx/src/signal_handler.hpp>
 #include <ctx/src/tree.hpp>
@@ -154,6 +153,22 @@ class signaled final : public cancelable {
   bool interrupted_ = false;  // a thread that is gone with a fork was ending it
 };
 
+/// Blocks all signals for the calling thread while it lives.
+class no_signals {
+ public:
+  no_signals() noexcept {
+    sigset_t all;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  no_signals(const no_signals&) = delete;
+  no_signals& operator=(const no_signals&) = delete;
+  ~no_signals() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_;
+};
+
 /// All nodes that wait for signals, and the thread that ends them.
 class signal_watcher {
  public:
@@ -171,25 +186,6 @@ class signal_watcher {
   void remove(signaled& node) noexcept;
 
  private:
-  /// Who has the mutex has all signals blocked, but on the watcher's thread, where they always are.
-  class hold {
-   public:
-    explicit hold(signal_watcher& watcher) noexcept : mutex_{watcher.mutex_} {
-      block_signals();
-      mutex_.lock();
-    }
-    hold(const hold&) = delete;
-    hold& operator=(const hold&) = delete;
-    ~hold() {
-      mutex_.unlock();
-      before_.apply();
-    }
-
-   private:
-    const signal_mask before_;
-    std::mutex& mutex_;
-  };
-
   void start();
   void run() noexcept;
   void choose_locked() noexcept;
@@ -203,7 +199,7 @@ class signal_watcher {
   std::atomic<bool> started_{false};
   int error_ = 0;  // immutable after construction; why there can be no signals
 
-  std::mutex mutex_;
+  std::mutex mutex_;  // whoever has it has all signals blocked; on the watcher's thread they always are
   std::array<int, signal_limit> count_{};  // guarded by mutex_; how many wait for each signal
   signaled::list waiting_;                 // guarded by mutex_; borrows: nodes take themselves out
   signaled::list chosen_;                  // guarded by mutex_; owns: one reference each; to be ended
@@ -230,21 +226,15 @@ void signal_watcher::start() {
   const std::lock_guard lock{starting_};
   if (started_) return;
   if (error_ != 0) throw std::system_error{error_, std::generic_category(), "ctx::with_signals"};
-  const signal_mask before;
-  block_signals();  // so that the thread never has one
-  try {
-    thread_ = std::jthread{[this] { run(); }};
-  } catch (...) {
-    before.apply();
-    throw;
-  }
-  before.apply();
+  const no_signals here;  // so that the thread never has one
+  thread_ = std::jthread{[this] { run(); }};
   started_ = true;
 }
 
 void signal_watcher::add(signaled& node) {
   start();
-  const hold lock{*this};
+  const no_signals here;
+  const std::lock_guard lock{mutex_};
   choose_locked();  // what is ended by a signal that came before
   int failed = 0;
   int error = 0;
@@ -266,7 +256,8 @@ void signal_watcher::add(signaled& node) {
 }
 
 void signal_watcher::remove(signaled& node) noexcept {
-  const hold lock{*this};
+  const no_signals here;
+  const std::lock_guard lock{mutex_};
   if (node.place_ == signaled::place::waiting) remove_locked(node);
 }
 
@@ -340,8 +331,7 @@ void signal_watcher::after_fork_in_parent() noexcept {
 }
 
 void signal_watcher::after_fork_in_child() noexcept {
-  const signal_mask before;
-  block_signals();
+  const no_signals here;
   for (int number = 1; number < signal_limit; ++number) {
     complete_handler(number, count_[static_cast<std::size_t>(number)] > 0);
   }
@@ -373,7 +363,6 @@ void signal_watcher::after_fork_in_child() noexcept {
       // There is nobody to tell. The next with_signals() tries again.
     }
   }
-  before.apply();
 }
 
 void signaled::disarm() noexcept { signal_watcher::instance().remove(*this); }
