@@ -9,6 +9,7 @@
 // Threads give up by throwing. An exception that leaves a thread's task becomes the cause that
 // ends the others (see `end_on_throw`): the first reason wins, and no reason is lost.
 
+#include "duration.hpp"
 #include "queue.hpp"
 #include "search_file.hpp"
 
@@ -21,12 +22,10 @@
 #include <chrono>
 #include <climits>
 #include <csignal>
-#include <cstdlib>
 #include <exception>
 #include <filesystem>
 #include <functional>
 #include <iomanip>
-#include <iterator>
 #include <limits>
 #include <mutex>
 #include <optional>
@@ -287,29 +286,6 @@ Exit status: 0 if TEXT was found, also where --first or a reader that closed the
 output ended the search; 1 if not; 2 on an error, also if a file could not be
 read; 124 if the timeout ended the search; 130 if Ctrl-C (143: SIGTERM) did.
 )";
-
-/// Reads a duration as Go does: numbers, each with its unit.
-std::chrono::duration<double> parse_duration(const std::string& option, const std::string& given) {
-  constexpr std::pair<std::string_view, double> units[] = {
-      {"ns", 1e-9}, {"us", 1e-6}, {"ms", 1e-3}, {"s", 1}, {"m", 60}, {"h", 3600}};
-  constexpr std::string_view digits = "0123456789.";
-  double seconds = 0;
-  std::string_view rest = given;
-  do {
-    const std::string number{rest.substr(0, rest.find_first_not_of(digits))};
-    rest.remove_prefix(number.size());
-    const auto unit = rest.substr(0, rest.find_first_of(digits));
-    rest.remove_prefix(unit.size());
-    char* end = nullptr;
-    const double value = std::strtod(number.c_str(), &end);
-    const auto* const known = std::ranges::find(units, unit, [](auto& each) { return each.first; });
-    if (number.empty() || *end != '\0' || known == std::end(units))
-      throw std::invalid_argument{"bad duration '" + given + "' for " + option +
-                                  ": write it like 50ms, 1.5s, 2m or 1h30m"};
-    seconds += value * known->second;
-  } while (!rest.empty());
-  return std::chrono::duration<double>{seconds};
-}
 
 std::size_t parse_count(const std::string& option, const std::string& given, std::size_t most) {
   std::size_t count = 0;
