@@ -251,6 +251,7 @@ int main(int argc, char** argv) {
   all.expect(last.threads <= first.threads, "there are as many threads as after the warm-up");
   all.expect(last.files <= first.files, "there are as many open files as after the warm-up");
   // Far less than a byte for each request.
-  if (time >= 60s && !sanitized) all.expect(last.resident <= first.resident + 2, "as much is resident as after the warm-up");
+  if (time >= 60s && !sanitized)
+    all.expect(last.resident <= first.resident + 2, "as much is resident as after the warm-up");
   return all.wrong == 0 ? 0 : 1;
 }

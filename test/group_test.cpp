@@ -535,9 +535,8 @@ TEST_CASE("a spawn that waits for a place returns false when the context ends, h
     std::latch arrived{1};
     bool started = true;
     {
-      std::jthread blocked{[&] {
-        started = g.spawn([&, here = arriving{&arrived}](const context&) { called = true; });
-      }};
+      std::jthread blocked{
+          [&] { started = g.spawn([&, here = arriving{&arrived}](const context&) { called = true; }); }};
       arrived.wait();
       end(g);
     }

@@ -86,7 +86,8 @@ constexpr bool none_is_a_key =
     (!usable<Keys> && ...) && (!stores<Keys, int> && ...) && (!stores<Keys, std::string> && ...);
 
 static_assert(none_is_a_key<int, char, bool, double, std::nullptr_t, int*, void*, void (*)()>);
-static_assert(none_is_a_key<const char*, char[5], std::string, std::string_view, plain_enum, scoped_enum, std::vector<int>>);
+static_assert(
+    none_is_a_key<const char*, char[5], std::string, std::string_view, plain_enum, scoped_enum, std::vector<int>>);
 static_assert(none_is_a_key<nameless, incomparable, of_reference, of_nothing>);
 static_assert(usable<header> && usable<tag> && usable<special_header> && usable<ctx::key<int>>);
 static_assert(stores<header, std::string> && stores<header, const char*> && stores<tag, int>);

@@ -46,9 +46,7 @@ timed* holder_of(node* from, clock::time_point at) noexcept {
 }
 
 /// Takes over the two references that `made` was born with.
-cancel_scope scope_of(cancelable* made) noexcept {
-  return {access::make(made, made), access::make(made)};
-}
+cancel_scope scope_of(cancelable* made) noexcept { return {access::make(made, made), access::make(made)}; }
 
 void retain(node* parent) noexcept {
   if (parent != nullptr) parent->retain();
@@ -84,8 +82,7 @@ cancel_scope with_deadline(const context& parent, clock::time_point now, clock::
   }
   if (cancelable* const up = nearest(parent)) up->expect_children();
 
-  auto* const made = new timed{above, made_by, where, std::min(deadline, governing), own,
-                               std::move(cause)};
+  auto* const made = new timed{above, made_by, where, std::min(deadline, governing), own, std::move(cause)};
   retain(above);
   made->enter(now);
   if (passed) made->end(errc::deadline_exceeded, nullptr, nullptr);

@@ -14,8 +14,8 @@
 /// Reads a duration as Go does: numbers, each with its unit. Throws `std::invalid_argument`, with a message
 /// that names the option, for anything else.
 inline std::chrono::duration<double> parse_duration(const std::string& option, const std::string& given) {
-  constexpr std::pair<std::string_view, double> units[] = {
-      {"ns", 1e-9}, {"us", 1e-6}, {"ms", 1e-3}, {"s", 1}, {"m", 60}, {"h", 3600}};
+  constexpr std::pair<std::string_view, double> units[] = {{"ns", 1e-9}, {"us", 1e-6}, {"ms", 1e-3},
+                                                           {"s", 1},     {"m", 60},    {"h", 3600}};
   constexpr std::string_view digits = "0123456789.";
   double seconds = 0;
   std::string_view rest = given;

@@ -78,24 +78,42 @@ template <class F>
 auto with_time(unsigned which, F f) {
   using namespace std::chrono;
   switch (which) {
-    default: return f(nanoseconds{0});
-    case 1: return f(nanoseconds{1});
-    case 2: return f(nanoseconds{2});
-    case 3: return f(nanoseconds{3});
-    case 4: return f(nanoseconds{64});
-    case 5: return f(duration<double, std::nano>{0.25});
-    case 6: return f(duration<int, std::ratio<1, 3>>{1});
-    case 7: return f(microseconds{1});
-    case 8: return f(seconds{1});
-    case 9: return f(hours{1});
-    case 10: return f(duration<std::int64_t, std::ratio<31'556'952>>{100});
-    case 11: return f(nanoseconds::max());
-    case 12: return f(hours::max());
-    case 13: return f(duration<float>{std::numeric_limits<float>::infinity()});
-    case 14: return f(nanoseconds{-1});
-    case 15: return f(hours::min());
-    case 16: return f(duration<double>{-std::numeric_limits<double>::infinity()});
-    case 17: return f(duration<double>{std::numeric_limits<double>::quiet_NaN()});
+    default:
+      return f(nanoseconds{0});
+    case 1:
+      return f(nanoseconds{1});
+    case 2:
+      return f(nanoseconds{2});
+    case 3:
+      return f(nanoseconds{3});
+    case 4:
+      return f(nanoseconds{64});
+    case 5:
+      return f(duration<double, std::nano>{0.25});
+    case 6:
+      return f(duration<int, std::ratio<1, 3>>{1});
+    case 7:
+      return f(microseconds{1});
+    case 8:
+      return f(seconds{1});
+    case 9:
+      return f(hours{1});
+    case 10:
+      return f(duration<std::int64_t, std::ratio<31'556'952>>{100});
+    case 11:
+      return f(nanoseconds::max());
+    case 12:
+      return f(hours::max());
+    case 13:
+      return f(duration<float>{std::numeric_limits<float>::infinity()});
+    case 14:
+      return f(nanoseconds{-1});
+    case 15:
+      return f(hours::min());
+    case 16:
+      return f(duration<double>{-std::numeric_limits<double>::infinity()});
+    case 17:
+      return f(duration<double>{std::numeric_limits<double>::quiet_NaN()});
   }
 }
 
@@ -135,25 +153,25 @@ struct shape {
 };
 
 inline constexpr std::array<shape, 19> shapes{{
-    {{contexts, 2}, 2},                     // root
-    {{contexts, contexts}, 18},             // with_cancel
-    {{contexts, contexts, times, 2}, 16},   // with_timeout
-    {{contexts, contexts, 8, 16}, 10},      // with_deadline
-    {{contexts, contexts, 5, 8}, 9},        // with_stop_token
-    {{contexts, contexts, contexts}, 14},   // merge
-    {{contexts, contexts, 5}, 9},           // with_value
-    {{contexts, contexts}, 3},              // without_cancel
-    {{rights, 4}, 12},                      // cancel
-    {{rights, 4, rights}, 10},              // pass_right
-    {{contexts, 3, contexts}, 10},          // pass_context
-    {{callbacks, contexts, 6}, 16},         // on_stop
-    {{callbacks}, 4},                       // off_stop
-    {{functions, contexts, 6}, 4},          // after_func
-    {{functions, 3, functions}, 3},         // pass_function
-    {{times + 2, contexts}, 12},            // advance
-    {{sources, 2}, 5},                      // stop_source
-    {{contexts, 5}, 4},                     // wait
-    {{contexts}, 6},                        // look
+    {{contexts, 2}, 2},                    // root
+    {{contexts, contexts}, 18},            // with_cancel
+    {{contexts, contexts, times, 2}, 16},  // with_timeout
+    {{contexts, contexts, 8, 16}, 10},     // with_deadline
+    {{contexts, contexts, 5, 8}, 9},       // with_stop_token
+    {{contexts, contexts, contexts}, 14},  // merge
+    {{contexts, contexts, 5}, 9},          // with_value
+    {{contexts, contexts}, 3},             // without_cancel
+    {{rights, 4}, 12},                     // cancel
+    {{rights, 4, rights}, 10},             // pass_right
+    {{contexts, 3, contexts}, 10},         // pass_context
+    {{callbacks, contexts, 6}, 16},        // on_stop
+    {{callbacks}, 4},                      // off_stop
+    {{functions, contexts, 6}, 4},         // after_func
+    {{functions, 3, functions}, 3},        // pass_function
+    {{times + 2, contexts}, 12},           // advance
+    {{sources, 2}, 5},                     // stop_source
+    {{contexts, 5}, 4},                    // wait
+    {{contexts}, 6},                       // look
 }};
 
 inline const shape& shape_of(op what) { return shapes[static_cast<std::size_t>(what)]; }
@@ -210,8 +228,10 @@ inline std::string to_text(const step& s, std::size_t number) {
   const auto cause = [&](bool given) { return given ? ", cause(" + std::to_string(number) + ")" : std::string{}; };
   const auto at = [&](unsigned which) { return name("c", which) + ".deadline().value_or(clock::now())"; };
   switch (s.what) {
-    case op::root: return a("c") + " = " + (s.b() == 0 ? "background();" : "todo();");
-    case op::with_cancel: return derived() + "with_cancel(" + b("c") + ");";
+    case op::root:
+      return a("c") + " = " + (s.b() == 0 ? "background();" : "todo();");
+    case op::with_cancel:
+      return derived() + "with_cancel(" + b("c") + ");";
     case op::with_timeout:
       return derived() + "with_timeout(" + b("c") + ", " + time_of(s.c()).text + cause(s.d() != 0) + ");";
     case op::with_deadline: {
@@ -232,12 +252,14 @@ inline std::string to_text(const step& s, std::size_t number) {
                                                    : name("c", s.d()) + ".stop_token()";
       return derived() + "with_stop_token(" + b("c") + ", " + token + ");";
     }
-    case op::merge: return derived() + "merge(" + b("c") + ", " + c("c") + ");";
+    case op::merge:
+      return derived() + "merge(" + b("c") + ", " + c("c") + ");";
     case op::with_value: {
       constexpr std::array keys{"first_key", "second_key", "tag{0}", "tag{1}", "other_tag{0}"};
       return a("c") + " = with_value(" + b("c") + ", " + keys[s.c()] + ", " + std::to_string(number) + ");";
     }
-    case op::without_cancel: return a("c") + " = without_cancel(" + b("c") + ");";
+    case op::without_cancel:
+      return a("c") + " = without_cancel(" + b("c") + ");";
     case op::cancel: {
       const std::string given = std::to_string(number);
       const std::array forms{std::string{}, std::string{"exception_ptr{}"}, "cause(" + given + ")",
@@ -253,9 +275,12 @@ inline std::string to_text(const step& s, std::size_t number) {
       const std::array forms{a("c") + " = " + c("c") + ";", a("c") + " = move(" + c("c") + ");", a("c") + " = {};"};
       return forms[s.b()];
     }
-    case op::on_stop: return a("k") + " = stop_callback(" + b("c") + ".stop_token(), []";
-    case op::off_stop: return a("k") + ".reset();";
-    case op::after_func: return a("h") + " = after_func(" + b("c") + ", []";
+    case op::on_stop:
+      return a("k") + " = stop_callback(" + b("c") + ".stop_token(), []";
+    case op::off_stop:
+      return a("k") + ".reset();";
+    case op::after_func:
+      return a("h") + " = after_func(" + b("c") + ", []";
     case op::pass_function: {
       const std::array forms{a("h") + ".stop();", a("h") + " = {};", a("h") + " = move(" + c("h") + ");"};
       return forms[s.b()];
@@ -263,13 +288,15 @@ inline std::string to_text(const step& s, std::size_t number) {
     case op::advance:
       if (s.a() < times) return std::string{"clock.advance("} + time_of(s.a()).text + ");";
       return "clock.advance(" + at(s.b()) + (s.a() == times ? "" : " - 1ns") + " - clock::now());";
-    case op::stop_source: return a("s") + (s.b() == 0 ? ".request_stop();" : " = {};");
+    case op::stop_source:
+      return a("s") + (s.b() == 0 ? ".request_stop();" : " = {};");
     case op::wait: {
       constexpr std::array forms{"wait_for(0ns)", "wait_until(clock::now())", "wait_for(-1h)",
                                  "wait_for(duration<double>{NaN})", "wait()"};
       return s.b() == 4 ? "if (" + a("c") + ".done()) " + a("c") + ".wait();" : a("c") + "." + forms[s.b()] + ";";
     }
-    case op::look: return "look at " + a("c") + ".stop_token(), also from now on;";
+    case op::look:
+      return "look at " + a("c") + ".stop_token(), also from now on;";
   }
   return {};
 }
@@ -313,7 +340,8 @@ inline program random_program(std::uint64_t seed) {
     // What is just ending is worth meeting.
     if (left_in_body > 0) {
       --left_in_body;
-      if (const unsigned chance = below(6); chance < 3) which = static_cast<std::size_t>(chance < 2 ? op::cancel : op::merge);
+      if (const unsigned chance = below(6); chance < 3)
+        which = static_cast<std::size_t>(chance < 2 ? op::cancel : op::merge);
     }
     step made{static_cast<op>(which), {}};
     for (std::size_t i = 0; i < 4; ++i) {
