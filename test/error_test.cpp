@@ -28,6 +28,9 @@ struct header {
 
 }  // namespace error_test
 
+// On which line a call stands is what is checked.
+// clang-format off
+
 namespace {
 
 using namespace std::chrono_literals;
@@ -73,7 +76,9 @@ using std::source_location;
 
 source_location here(source_location caller = source_location::current()) { return caller; }
 
-std::string place(source_location where) { return std::string{where.file_name()} + ':' + std::to_string(where.line()); }
+std::string place(source_location where) {
+  return std::string{where.file_name()} + ':' + std::to_string(where.line());
+}
 
 /// Whether `text` names the place, and not one whose line has more digits.
 bool names(const std::string& text, source_location where) {
@@ -274,12 +279,9 @@ TEST_CASE("the cause names the call that canceled") {
   auto [a, cancel_a] = with_cancel(background());
   auto [b, cancel_b] = with_timeout(a, 1h, make_cause("too slow"));
   auto [c, cancel_c] = with_cancel(b);
-  cancel_c();
-  const auto c_at = here();
-  cancel_b(nullptr);
-  const auto b_at = here();
-  cancel_a(std::exception_ptr{});
-  const auto a_at = here();
+  cancel_c(); const auto c_at = here();
+  cancel_b(nullptr); const auto b_at = here();
+  cancel_a(std::exception_ptr{}); const auto a_at = here();
   check_default(a, errc::canceled, a_at);
   check_default(b, errc::canceled, b_at);
   check_default(c, errc::canceled, c_at);
@@ -296,11 +298,9 @@ TEST_CASE("the cause names the call that derived the context, where nobody calle
   context destroyed, overwritten;
   source_location destroyed_at, overwritten_at;
   {
-    auto [c, cancel] = with_cancel(background());
-    destroyed_at = here();
+    auto [c, cancel] = with_cancel(background()); destroyed_at = here();
     destroyed = c;
-    auto [d, cancel_d] = merge(c, background());
-    overwritten_at = here();
+    auto [d, cancel_d] = merge(c, background()); overwritten_at = here();
     overwritten = d;
     cancel_d = {};
   }
@@ -308,25 +308,20 @@ TEST_CASE("the cause names the call that derived the context, where nobody calle
   check_default(overwritten, errc::canceled, overwritten_at);
 
   std::stop_source source;
-  auto [driven, cancel] = with_stop_token(background(), source.get_token());
-  const auto driven_at = here();
+  auto [driven, cancel] = with_stop_token(background(), source.get_token()); const auto driven_at = here();
   source.request_stop();
   check_default(driven, errc::canceled, driven_at);
-  auto [born, cancel_born] = with_stop_token(background(), source.get_token());
-  const auto born_at = here();
+  auto [born, cancel_born] = with_stop_token(background(), source.get_token()); const auto born_at = here();
   check_default(born, errc::canceled, born_at);
 }
 
 TEST_CASE("the cause names the call that set the deadline which passed") {
   ctx::manual_clock clock;
-  auto [outer, cancel_outer] = with_timeout(background(), 1h);
-  const auto outer_at = here();
-  auto [inner, cancel_inner] = with_deadline(outer, ctx::clock::now() + 30min);
-  const auto inner_at = here();
+  auto [outer, cancel_outer] = with_timeout(background(), 1h); const auto outer_at = here();
+  auto [inner, cancel_inner] = with_deadline(outer, ctx::clock::now() + 30min); const auto inner_at = here();
   auto [longer, cancel_longer] = with_timeout(outer, 2h);
   auto [merged, cancel_merged] = merge(background(), longer);
-  auto [past, cancel_past] = with_deadline(background(), ctx::clock::now());
-  const auto past_at = here();
+  auto [past, cancel_past] = with_deadline(background(), ctx::clock::now()); const auto past_at = here();
   check_default(past, errc::deadline_exceeded, past_at);
   clock.advance(30min);
   check_default(inner, errc::deadline_exceeded, inner_at);
