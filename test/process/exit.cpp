@@ -167,13 +167,14 @@ void storm() {
   early.emplace();
   static everything late;
   for (int i = 0; i < 4; ++i) {
-    std::thread{[i] {
+    // With handles of its own: those in static storage are destroyed meanwhile.
+    std::thread{[i, end_late = late.merged.ctx, end_early = early->child.ctx] {
       own.emplace();
       for (int round = 0;; ++round) {
         if (round == 10) started.count_down();
-        auto request = ctx::with_timeout(late.merged.ctx, (round + i) % 3 * 10us);
+        auto request = ctx::with_timeout(end_late, (round + i) % 3 * 10us);
         const auto named = ctx::with_value(request.ctx, name, std::to_string(round));
-        auto merged = ctx::merge(named, early->child.ctx);
+        auto merged = ctx::merge(named, end_early);
         auto part = ctx::with_timeout(merged.ctx, 1h);
         std::stop_callback note{part.ctx.stop_token(), [&] { must(part.ctx.done(), "it is done"); }};
         const auto after = ctx::after_func(part.ctx, [] {});
