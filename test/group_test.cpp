@@ -737,6 +737,9 @@ TEST_CASE("a place that one could make nothing of goes to another who waits for 
   CHECK(calls == 0);
 }
 
+#endif
+
+#if defined(__GLIBC__) && !defined(CTX_UNDER_SANITIZER)  // which keep memory for purposes of their own
 TEST_CASE("a group through which many tasks go keeps none of their threads") {
   const auto pages = [] {
     std::size_t size = 0;

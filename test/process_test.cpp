@@ -279,7 +279,7 @@ TEST_CASE("a child forked while a deadline takes a large tree with it finds all 
     }
     status = in_child([&] {
       wait_for(root.ctx);
-      for (const auto& each : tree) must(each.done(), "all that is below a deadline ends with it");
+      for (const auto& each : tree) wait_for(each);  // for ever, were the sweep of the tree cut short
     });
   }
   CHECK(status == 0);
