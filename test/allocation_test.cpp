@@ -299,6 +299,11 @@ TEST_CASE("deriving allocates no more than it promises") {
           }) == 1);
     CHECK(made_by([&] { return without_cancel(parent); }) <= 1);
   }
+  // What the first child needs, the others have; and where the parent is done, nobody needs it.
+  for (const context& parent : {fresh, other, done}) {
+    CHECK(made_by([&] { return with_cancel(parent); }) == 1);
+    CHECK(made_by([&] { return with_timeout(parent, 1h); }) == 1);
+  }
   auto [childless, cancel] = with_cancel(background());
   CHECK(made_by([&, &childless = childless] { return with_timeout(childless, 1h); }) <= 2);
 }
