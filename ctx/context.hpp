@@ -89,7 +89,8 @@ class CTX_API context {
     if (node_ != nullptr) node_->retain();
   }
   context(context&& other) noexcept
-      : node_{std::exchange(other.node_, nullptr)}, completion_{std::exchange(other.completion_, nullptr)} {}
+      : node_{std::exchange(other.node_, nullptr)},
+        completion_{std::exchange(other.completion_, &detail::never_done.value)} {}
   context& operator=(const context& other) noexcept { return *this = context{other}; }
   context& operator=(context&& other) noexcept {
     context taken{std::move(other)};
@@ -103,7 +104,7 @@ class CTX_API context {
 
   /// Whether the context ended: true from that moment on, for ever. Costs two loads while live: ask
   /// it in the hottest loop.
-  [[nodiscard]] bool done() const noexcept { return completion_ != nullptr && completion_->done(); }
+  [[nodiscard]] bool done() const noexcept { return completion_->done(); }
 
   /// The token whose stop is requested exactly when `done()`: for `std::stop_callback`, and for the
   /// waits of `std::condition_variable_any`. Equal at every call. Where the context can never be
@@ -116,7 +117,8 @@ class CTX_API context {
   [[nodiscard]] std::error_code err() const noexcept {
     // By the constructor, as whoever compares it with an errc. Two static copies of the library in a process that is not
     // optimized may share that one, but never make_error_code(), which knows each copy's own category.
-    return done() ? std::error_code{completion_->error()} : detail::no_error();
+    const int error = completion_->error();
+    return error != 0 ? std::error_code{static_cast<errc>(error)} : detail::no_error();
   }
 
   /// Null while live; then why the context ended: the exception given by whoever ended it, the same
@@ -179,9 +181,9 @@ class CTX_API context {
 
   bool wait_until_clock(clock::time_point time) const;
 
-  detail::node* node_ = nullptr;                    // owns: one reference; null: the background
-  const detail::completion* completion_ = nullptr;  // borrows: of the nearest cancelable node, which
-                                                    // node_ keeps alive; null: never done
+  detail::node* node_ = nullptr;  // owns: one reference; null: the background
+  // borrows: the nearest cancelable node, which node_ keeps alive
+  const detail::completion* completion_ = &detail::never_done.value;
 };
 
 /// The right to cancel a context, owned as `std::jthread` owns its thread: it can be moved, not

@@ -81,10 +81,9 @@ class CTX_API after_func_state : public std::enable_shared_from_this<after_func_
 template <class Node, class Key, class V>
 context add_value(const context& parent, Key&& key, V&& value) {
   node* const above = access::node_of(parent);
-  const completion* const nearest = access::completion_of(parent);
-  auto* const made = new Node(above, nearest, std::forward<Key>(key), std::forward<V>(value));
+  auto* const made = new Node(above, std::forward<Key>(key), std::forward<V>(value));
   if (above != nullptr) above->retain();
-  return access::make(made, nearest);
+  return access::make(made, access::completion_of(parent));
 }
 
 template <class F>

@@ -6,10 +6,12 @@
 
 #include <ctx/clock.hpp>
 #include <ctx/detail/export.hpp>
+#include <ctx/detail/immortal.hpp>
 #include <ctx/error.hpp>
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <stop_token>
 #include <string>
 
@@ -93,7 +95,7 @@ class CTX_API node {
   const factory made_by_;
 };
 
-/// A node that can be done, in a form that polling can read without a lock.
+/// Whether a node is done and by what, in a form that polling can read without a lock.
 ///
 /// A context ends in two steps. First it is *claimed*, with the whole tree below it and before any
 /// code of users runs: from then on it is decided who ended it. Then it is *announced*: the stop
@@ -103,22 +105,27 @@ class CTX_API node {
 /// A claimed context refers to its *herald*: the context whose announcement is its own. That is
 /// itself where somebody has its token; else the nearest claimed ancestor of whom that is true; and
 /// where there is none, the origin: the context at which the cancelation began.
-class CTX_API alignas(8) completion : public node {
+class CTX_API alignas(8) completion {
  public:
+  constexpr completion() noexcept {}
+  completion(const completion&) = delete;
+  completion& operator=(const completion&) = delete;
+  ~completion() {
+    // order: relaxed suffices; the last reference is gone.
+    if ((state_.load(std::memory_order_relaxed) & has_token) != 0) std::destroy_at(&token_source_);
+  }
+
   /// One load while live.
   bool done() const noexcept {
     // order: acquire pairs with the release in unlock(): whoever sees the end sees who caused it.
-    const word state = state_.load(std::memory_order_acquire);
-    const completion* herald = herald_of(state);
-    if (herald == nullptr) [[likely]]
-      return false;
-    return (state & has_token) != 0 ? token_source_.stop_requested() : herald == this || herald->announced();
+    return is_done(state_.load(std::memory_order_acquire));
   }
 
-  /// Why it is done. Requires that done() was true.
-  errc error() const noexcept {
-    // order: relaxed suffices; whoever saw that it is done sees this.
-    return static_cast<errc>(error_.load(std::memory_order_relaxed) & ~cause_is_set);
+  /// Why it is done: an errc, or zero while live.
+  int error() const noexcept {
+    // order: acquire, as in done().
+    const word state = state_.load(std::memory_order_acquire);
+    return is_done(state) ? static_cast<int>(error_of(state)) : 0;
   }
 
  protected:
@@ -126,14 +133,19 @@ class CTX_API alignas(8) completion : public node {
 
   // The state: the address of the herald, null while live, and three flags in its low bits.
   static constexpr word busy = 1;          // one thread holds the lock of this node
-  static constexpr word has_token = 2;     // token_source_ has a state: immutable from then on
-  static constexpr word has_children = 4;  // the same for cancelable::children_source_
-  static constexpr word flags = busy | has_token | has_children;
-
-  using node::node;
+  static constexpr word has_token = 2;     // token_source_ is there: immutable from then on
+  static constexpr word has_children = 4;  // while live: cancelable::children_source_ has a state, likewise
+  static constexpr word expired = 4;       // once claimed: by a deadline that passed
+  static constexpr word flags = 7;
 
   static const completion* herald_of(word state) noexcept {
     return reinterpret_cast<const completion*>(state & ~flags);
+  }
+
+  // requires a state that is claimed
+  static errc error_of(word state) noexcept {
+    static_assert(static_cast<int>(errc::canceled) == 1 && static_cast<int>(errc::deadline_exceeded) == 2);
+    return static_cast<errc>(1 + (state & expired) / expired);
   }
 
   // requires this to be claimed
@@ -143,16 +155,25 @@ class CTX_API alignas(8) completion : public node {
     return (state & has_token) == 0 || token_source_.stop_requested();
   }
 
-  // In front, where the node leaves room for them.
-  static constexpr unsigned char cause_is_set = 0x80;
-  std::atomic<unsigned char> error_{0};  // once claimed an errc; and of an origin, whether its cause is there for good
-  unsigned char registered_ = 0;         // guarded by `busy`; with whom: see cancelable
-  bool has_waiters_ = false;             // guarded by `busy`; immutable once claimed
+  std::atomic<word> state_{0};  // written only by the holder of `busy`
+  union {
+    char no_token_ = 0;
+    std::stop_source token_source_;  // made by the holder of `busy`, who then sets has_token
+  };
 
-  std::atomic<word> state_{0};                       // written only by the holder of `busy`
-  std::stop_source token_source_{std::nostopstate};  // guarded by `busy` until has_token is set
+ private:
+  bool is_done(word state) const noexcept {
+    if (state <= flags) [[likely]]
+      return false;
+    // Most have nobody who asked for their token, and are their own heralds.
+    if ((state & ~(flags - has_token)) == reinterpret_cast<word>(this)) return true;
+    return (state & has_token) != 0 ? token_source_.stop_requested() : herald_of(state)->announced();
+  }
 };
 
 static_assert(alignof(completion) > 7, "the low three bits of a completion's address hold flags");
+
+/// What contexts have that never are done. Never destroyed, as they are not.
+CTX_API extern const immortal<completion> never_done;
 
 }  // namespace ctx::detail

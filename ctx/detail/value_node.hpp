@@ -21,12 +21,12 @@ class CTX_API value_node : public node {
   cancelable* nearest_cancelable() const noexcept final;
 
  protected:
-  value_node(node* parent, factory made_by, const completion* nearest, const void* found_by) noexcept
-      : node{parent, made_by, 1, found_by}, nearest_{nearest} {}
+  value_node(node* parent, factory made_by, const void* found_by) noexcept
+      : node{parent, made_by, 1, found_by}, nearest_{parent != nullptr ? parent->nearest_cancelable() : nullptr} {}
   void describe_value(std::string& out, std::string_view key) const;
 
  private:
-  const completion* const nearest_;  // borrows: an ancestor, which outlives its descendants
+  cancelable* const nearest_;  // borrows: an ancestor, which outlives its descendants
 };
 
 /// A value under a `ctx::key`, found by the identity of the key.
@@ -34,8 +34,8 @@ template <class T>
 class keyed_value final : public value_node {
  public:
   template <class V>
-  keyed_value(node* parent, const completion* nearest, const key<T>& key, V&& value)
-      : value_node{parent, factory::with_value, nearest, &key}, value_(std::forward<V>(value)) {}
+  keyed_value(node* parent, const key<T>& key, V&& value)
+      : value_node{parent, factory::with_value, &key}, value_(std::forward<V>(value)) {}
 
   /// The nearest value at or above `from` under that key, null where there is none.
   static const T* find(const node* from, const key<T>& key) noexcept {
@@ -58,8 +58,8 @@ class CTX_API matched_node : public value_node {
   virtual const void* value_under(const std::type_info& type, const void* key) const noexcept = 0;
 
  protected:
-  matched_node(node* parent, const completion* nearest, const std::type_info& type) noexcept
-      : value_node{parent, factory::with_matched_value, nearest, &type} {}
+  matched_node(node* parent, const std::type_info& type) noexcept
+      : value_node{parent, factory::with_matched_value, &type} {}
 };
 
 /// Whether both are the same type, which each of two shared libraries may have a type_info of. That of a type which is
@@ -82,8 +82,8 @@ class matched_value final : public matched_node {
   using value_type = typename Key::context_value;
 
   template <class V>
-  matched_value(node* parent, const completion* nearest, Key key, V&& value)
-      : matched_node{parent, nearest, typeid(Key)}, key_(std::move(key)), value_(std::forward<V>(value)) {}
+  matched_value(node* parent, Key key, V&& value)
+      : matched_node{parent, typeid(Key)}, key_(std::move(key)), value_(std::forward<V>(value)) {}
 
   /// The nearest value at or above `from` under a key that equals this one, null where there is none.
   static const value_type* find(const node* from, const Key& key) noexcept {

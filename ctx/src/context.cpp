@@ -14,7 +14,8 @@ namespace detail {
 namespace {
 
 cancelable* nearest(const context& ctx) noexcept {
-  return const_cast<cancelable*>(static_cast<const cancelable*>(access::completion_of(ctx)));
+  node* const node = access::node_of(ctx);
+  return node != nullptr ? node->nearest_cancelable() : nullptr;
 }
 
 /// The deadline that governs `from`; `time_point::max()` where there is none.
@@ -66,6 +67,8 @@ class without_cancel_node final : public node {
 };
 
 }  // namespace
+
+constinit const immortal<completion> never_done;
 
 cancel_scope with_deadline(const context& parent, clock::time_point now, clock::time_point deadline,
                            std::exception_ptr cause, std::source_location where, factory made_by) {
@@ -144,7 +147,7 @@ context todo() noexcept {
   alignas(todo_node) static std::byte storage[sizeof(todo_node)];
   static todo_node* const the_todo = new (storage) todo_node;
   the_todo->retain();
-  return access::make(the_todo, nullptr);
+  return access::make(the_todo, &never_done.value);
 }
 
 cancel_scope with_cancel(const context& parent, std::source_location where) {
@@ -187,7 +190,7 @@ context without_cancel(const context& parent) {
   node* const above = access::node_of(parent);
   auto* const made = new without_cancel_node{above};
   retain(above);
-  return access::make(made, nullptr);
+  return access::make(made, &never_done.value);
 }
 
 std::string to_string(const context& ctx) {

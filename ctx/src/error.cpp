@@ -1,6 +1,6 @@
 #include <ctx/error.hpp>
 
-#include <ctx/src/immortal.hpp>
+#include <ctx/detail/immortal.hpp>
 
 #include <string>
 

@@ -2,6 +2,25 @@
 
 #include <ctx/detail/thread_settings.hpp>
 
+#if defined(__linux__)
+#include <sched.h>
+#else
+#include <functional>
+#include <thread>
+#endif
+
+namespace ctx::detail {
+
+unsigned this_processor() noexcept {
+#if defined(__linux__)
+  return static_cast<unsigned>(::sched_getcpu());
+#else
+  return static_cast<unsigned>(std::hash<std::thread::id>{}(std::this_thread::get_id()));
+#endif
+}
+
+}  // namespace ctx::detail
+
 #if !defined(_WIN32)
 
 #include <dlfcn.h>

@@ -12,6 +12,10 @@ void sharpen_timed_waits() noexcept;
 /// can't be left without code when a plugin that carries a copy of it is closed.
 void stay_loaded() noexcept;
 
+/// The number of the processor on which the caller runs, or did a moment ago; where the system does not say, a number
+/// that stays the same for a thread.
+unsigned this_processor() noexcept;
+
 /// Has fork() call `prepare` before it, and after it `parent` in the parent and `child` in the child.
 /// Throws `std::bad_alloc`.
 void at_fork(void (*prepare)(), void (*parent)(), void (*child)());

@@ -1,8 +1,8 @@
 #include <ctx/src/timer.hpp>
 
+#include <ctx/detail/immortal.hpp>
 #include <ctx/detail/saturate.hpp>
 #include <ctx/detail/thread_settings.hpp>
-#include <ctx/src/immortal.hpp>
 #include <ctx/src/platform.hpp>
 #include <ctx/src/time_source.hpp>
 #include <ctx/src/tree.hpp>
@@ -40,13 +40,6 @@ struct alignas(64) shard {
 
 constinit immortal<std::array<shard, 8>> all_shards;
 auto& shards = all_shards.value;
-
-unsigned char shard_of_this_thread() noexcept {
-  static constinit std::atomic<unsigned> threads{0};
-  // order: relaxed suffices; any number will do, different ones do best.
-  thread_local const unsigned number = threads.fetch_add(1, std::memory_order_relaxed);
-  return static_cast<unsigned char>(number % shards.size());
-}
 
 /// The shard in which something falls due first.
 shard& earliest_shard() noexcept {
@@ -99,7 +92,7 @@ void timer::start() {
 }
 
 void timer::arm(timed& node, clock::time_point now) noexcept {
-  node.shard_ = shard_of_this_thread();
+  node.shard_ = static_cast<unsigned char>(this_processor() % shards.size());
   shard& home = shards[node.shard_];
   const tick due = node.due_;
   {

@@ -9,9 +9,10 @@
 // what the callbacks of those before it took, which all run on this thread, with no lock held, and,
 // among many deadlines in close succession, by at most a nap: see `nap` below.
 //
-// The wheel comes in shards, each with a lock of its own, so that threads which set and drop deadlines
-// at the same time seldom meet: a thread arms in one shard only. Each shard shows the next instant at
-// which anything can fall due in it, `next`, to be read without its lock. How no deadline is missed:
+// The wheel comes in shards, each with a lock of its own, so that threads which set and drop deadlines at
+// the same time seldom meet: one arms in the shard of the processor that it runs on. Each shard shows the
+// next instant at which anything can fall due in it, `next`, to be read without its lock. How no deadline
+// is missed:
 //
 //   arming, in its shard's lock:  1. next = due, where that is earlier   2. read asleep_until
 //   the thread, before it sleeps: 3. asleep_until = earliest next        4. read every next again

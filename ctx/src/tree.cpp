@@ -84,9 +84,7 @@ void node::describe_factory(std::string& out) const {
   }
 }
 
-cancelable* value_node::nearest_cancelable() const noexcept {
-  return const_cast<cancelable*>(static_cast<const cancelable*>(nearest_));
-}
+cancelable* value_node::nearest_cancelable() const noexcept { return nearest_; }
 
 void value_node::describe_value(std::string& out, std::string_view key) const {
   describe_factory(out);
@@ -220,10 +218,7 @@ bool cancelable::claim_all(operation& work, errc error, std::exception_ptr cause
   if (work.alone) return true;
 
   for (list_entry* entry = &work.self; entry != nullptr; entry = entry->next) {
-    // order: relaxed suffices; this thread claimed it, and what may come later is no child that is to be swept.
-    if ((entry->child->state_.load(std::memory_order_relaxed) & has_children) != 0) {
-      entry->child->children_source_.request_stop();
-    }
+    entry->child->children_source_.request_stop();  // where it has none, does nothing
   }
   state = lock();
   work.swept = true;
@@ -277,7 +272,7 @@ void cancelable::parent_ended(cancelable& parent, link<OnEnd>& link, unsigned ch
     return;
   }
   cancelable& origin = parent.origin();
-  const bool listed = claiming ? (state & has_children) != 0 || has_audience(state) || registered_ != bit
+  const bool listed = claiming ? (before & has_children) != 0 || has_audience(before) || registered_ != bit
                                : &this->origin() != &origin && !origin.operation_->ran_into(this->origin());
   // Without a reference left, the node is about to be detached by the thread that dropped the last
   // one, and nobody is below it or waiting. It is left as it was, for that thread to take off its parents.
@@ -310,20 +305,18 @@ cancelable::word cancelable::claim_for(cancelable& parent, word state) noexcept 
   // order: acquire pairs with the release in unlock(): the parent's origin_ is read next.
   const word above = parent.state_.load(std::memory_order_acquire);
   const completion* const herald = (above & has_token) != 0 ? &parent : herald_of(above);
-  // order: relaxed suffices; the lock's release publishes it.
-  error_.store(static_cast<unsigned char>(parent.error()), std::memory_order_relaxed);
   origin_ = &parent.origin();
   disarm();
-  return state | reinterpret_cast<word>(herald);
+  return (state & (busy | has_token)) | (above & expired) | reinterpret_cast<word>(herald);
 }
 
 cancelable::word cancelable::claim_as_origin(errc error, operation* work, word state) noexcept {
-  const unsigned known = cause_ != nullptr ? cause_is_set : 0;
   // order: relaxed suffices; the lock's release publishes it.
-  error_.store(static_cast<unsigned char>(static_cast<unsigned>(error) | known), std::memory_order_relaxed);
+  has_cause_.store(cause_ != nullptr, std::memory_order_relaxed);
   operation_ = work;
   disarm();
-  return state | reinterpret_cast<word>(static_cast<completion*>(this));
+  const word why = error == errc::deadline_exceeded ? expired : 0;
+  return (state & (busy | has_token)) | why | reinterpret_cast<word>(static_cast<completion*>(this));
 }
 
 cancelable& cancelable::origin() const noexcept {
@@ -481,7 +474,7 @@ std::stop_token cancelable::stop_token() {
     herald = shared(state);
     if (herald == nullptr) {
       if (claimed(state)) made.request_stop();  // done already; there is no callback on it yet
-      token_source_ = std::move(made);
+      std::construct_at(&token_source_, std::move(made));
       state |= has_token;
     }
   }
@@ -493,15 +486,14 @@ std::exception_ptr cancelable::cause() const noexcept {
   if (!done()) return nullptr;
   cancelable& from = origin();
   // order: acquire pairs with the release below: the cause is there, for good.
-  if ((from.error_.load(std::memory_order_acquire) & cause_is_set) != 0) return from.cause_;
+  if (from.has_cause_.load(std::memory_order_acquire)) return from.cause_;
   try {
     std::exception_ptr made = from.make_cause();
     const word state = from.lock();
     if (from.cause_ == nullptr) {
       std::swap(from.cause_, made);
-      const unsigned error = from.error_.load(std::memory_order_relaxed);
       // order: release pairs with the acquire above.
-      from.error_.store(static_cast<unsigned char>(error | cause_is_set), std::memory_order_release);
+      from.has_cause_.store(true, std::memory_order_release);
     }
     from.unlock(state);
     return from.cause_;
@@ -512,7 +504,7 @@ std::exception_ptr cancelable::cause() const noexcept {
 
 std::exception_ptr cancelable::make_cause() const {
   const std::string place = std::string{where_.file_name()} + ':' + std::to_string(where_.line());
-  return std::make_exception_ptr(std::system_error{make_error_code(error()), place});
+  return std::make_exception_ptr(std::system_error{error(), context_category(), place});
 }
 
 bool cancelable::expect_waiters() noexcept {

@@ -13,7 +13,7 @@
 //
 // and one operation, on the thread that ends a context, the origin, takes these steps:
 //
-//   1. Claim. The origin's state is set (its error, cause and place are written before). Stopping
+//   1. Claim. The origin's state is set, its error with it (its cause and place are written before). Stopping
 //      its children_source_ calls child after child, which each claim themselves for the origin and,
 //      where they have children of their own or somebody to tell, enter the operation's list. The
 //      list is worked off until nothing is left to sweep. No user code runs, nothing blocks.
@@ -41,6 +41,7 @@
 #include <ctx/error.hpp>
 #include <ctx/src/wheel.hpp>
 
+#include <atomic>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -71,12 +72,22 @@ union link {
   list_entry entry;
 };
 
+/// The small parts of a cancelable, which fit into the room that a node leaves at its end.
+class marked : public node {
+ protected:
+  using node::node;
+
+  unsigned char registered_ = 0;        // guarded by the lock; with whom: see cancelable
+  bool has_waiters_ = false;            // guarded by the lock; immutable once claimed
+  std::atomic<bool> has_cause_{false};  // of an origin: whether its cause is there for good
+};
+
 /// A node that can be canceled.
-class cancelable : public completion {
+class cancelable : public marked, public completion {
  public:
   /// A child of `parent`, born with two references: its context's and its cancel_func's.
   cancelable(node* parent, factory made_by, std::source_location where, std::exception_ptr deadline_cause = {}) noexcept
-      : completion{parent, made_by, 2}, cause_{std::move(deadline_cause)}, where_{where} {}
+      : marked{parent, made_by, 2}, cause_{std::move(deadline_cause)}, where_{where} {}
 
   cancelable* nearest_cancelable() const noexcept final { return const_cast<cancelable*>(this); }
 
@@ -168,13 +179,13 @@ class cancelable : public completion {
   unsigned char take_registrations() noexcept;
   std::exception_ptr make_cause() const;
 
-  std::stop_source children_source_{std::nostopstate};  // guarded by the lock until has_children is set
+  std::stop_source children_source_{std::nostopstate};  // guarded by the lock until has_children is set; may stay empty
   link<on_parent_end> first_;         // its registration while on_first is in registered_, else its list entry
   union {                             // guarded by the lock
     operation* operation_ = nullptr;  // of an origin: the operation while it runs, else null
     cancelable* origin_;              // of what else is claimed: borrows: its ancestor
   };
-  std::exception_ptr cause_;    // guarded by the lock until cause_is_set; before the end what the deadline gives
+  std::exception_ptr cause_;    // guarded by the lock until has_cause_; before the end what the deadline gives
   std::source_location where_;  // of an origin: where it was ended; before: where it was derived
 };
 
