@@ -89,8 +89,7 @@ class CTX_API context {
     if (node_ != nullptr) node_->retain();
   }
   context(context&& other) noexcept
-      : node_{std::exchange(other.node_, nullptr)},
-        completion_{std::exchange(other.completion_, nullptr)} {}
+      : node_{std::exchange(other.node_, nullptr)}, completion_{std::exchange(other.completion_, nullptr)} {}
   context& operator=(const context& other) noexcept { return *this = context{other}; }
   context& operator=(context&& other) noexcept {
     context taken{std::move(other)};
@@ -115,7 +114,9 @@ class CTX_API context {
 
   /// Empty while live; then `errc::canceled` or `errc::deadline_exceeded`, the same at every call.
   [[nodiscard]] std::error_code err() const noexcept {
-    return done() ? make_error_code(completion_->error()) : detail::no_error();
+    // By the constructor, as whoever compares it with an errc. Two static copies of the library in a process that is not
+    // optimized may share that one, but never make_error_code(), which knows each copy's own category.
+    return done() ? std::error_code{completion_->error()} : detail::no_error();
   }
 
   /// Null while live; then why the context ended: the exception given by whoever ended it, the same
@@ -153,8 +154,7 @@ class CTX_API context {
   detail::name_the_context_before_you_ask_it_for_a_value value(const Key&) const&& = delete;
   // Not under a number or a text.
   template <detail::no_key Key>
-  detail::a_key_is_a_ctx_key_or_a_movable_class_with_equality_and_a_context_value value(
-      const Key&) const& = delete;
+  detail::a_key_is_a_ctx_key_or_a_movable_class_with_equality_and_a_context_value value(const Key&) const& = delete;
 
   /// Blocks until the context is done: for ever, where it never is. A callback must not wait for a thread
   /// that waits here for what is below the context that just ends: what is below is done after it.
@@ -175,14 +175,13 @@ class CTX_API context {
  private:
   friend detail::access;
 
-  context(detail::node* node, const detail::completion* completion) noexcept
-      : node_{node}, completion_{completion} {}
+  context(detail::node* node, const detail::completion* completion) noexcept : node_{node}, completion_{completion} {}
 
   bool wait_until_clock(clock::time_point time) const;
 
-  detail::node* node_ = nullptr;                      // owns: one reference; null: the background
+  detail::node* node_ = nullptr;                    // owns: one reference; null: the background
   const detail::completion* completion_ = nullptr;  // borrows: of the nearest cancelable node, which
-                                                     // node_ keeps alive; null: never done
+                                                    // node_ keeps alive; null: never done
 };
 
 /// The right to cancel a context, owned as `std::jthread` owns its thread: it can be moved, not
@@ -215,8 +214,7 @@ class CTX_API cancel_func {
   /// Also sets the cause, to a copy of `cause`: `cancel(std::runtime_error{"disk full"})`; where that can't
   /// be made, to the exception that says why.
   template <class Exception>
-    requires(std::copy_constructible<Exception> &&
-             !std::convertible_to<Exception, std::exception_ptr> &&
+    requires(std::copy_constructible<Exception> && !std::convertible_to<Exception, std::exception_ptr> &&
              !std::same_as<Exception, location>)
   bool operator()(Exception cause, location where = location::current()) const noexcept {
     try {
@@ -260,8 +258,7 @@ struct [[nodiscard("the context is canceled at once where its scope is discarded
 /// @{
 
 /// A child that ends when it is canceled or `parent` ends.
-CTX_API cancel_scope with_cancel(const context& parent,
-                                 std::source_location where = std::source_location::current());
+CTX_API cancel_scope with_cancel(const context& parent, std::source_location where = std::source_location::current());
 
 /// A child that also ends, with `errc::deadline_exceeded`, once `deadline` passed, never before. The
 /// earlier of this deadline and the parent's governs. `cause` is what its `cause()` then is, if it was
@@ -270,17 +267,14 @@ CTX_API cancel_scope with_cancel(const context& parent,
 /// The time point of any clock is converted once, here, by what is left of it now: when the system's
 /// time is set later, nothing changes. A time that `clock` can't represent never comes, or has passed.
 template <class Clock, class Duration>
-cancel_scope with_deadline(const context& parent,
-                           const std::chrono::time_point<Clock, Duration>& deadline,
-                           std::exception_ptr cause = {},
-                           std::source_location where = std::source_location::current());
+cancel_scope with_deadline(const context& parent, const std::chrono::time_point<Clock, Duration>& deadline,
+                           std::exception_ptr cause = {}, std::source_location where = std::source_location::current());
 
 /// `with_deadline(parent, clock::now() + timeout)`, for a duration of any kind; one that `clock` can't
 /// represent never passes. Throws `std::invalid_argument` for NaN.
 template <class Rep, class Period>
 cancel_scope with_timeout(const context& parent, const std::chrono::duration<Rep, Period>& timeout,
-                          std::exception_ptr cause = {},
-                          std::source_location where = std::source_location::current());
+                          std::exception_ptr cause = {}, std::source_location where = std::source_location::current());
 
 /// A child that also ends, with `errc::canceled`, when stop is requested on `token`: with it, the token
 /// of a `std::jthread` drives a context. Callbacks then run on the thread that requests the stop. Where
@@ -300,24 +294,23 @@ CTX_API cancel_scope merge(const context& first, const context& second,
 /// a trace), not for optional parameters.
 template <class T, class V = T>
   requires std::constructible_from<T, V>
-[[nodiscard("the value is in the context that is returned, not in its parent")]]
-context with_value(const context& parent, const key<T>& key, V&& value);
+[[nodiscard("the value is in the context that is returned, not in its parent")]] context with_value(
+    const context& parent, const key<T>& key, V&& value);
 
 /// The same under a key type of one's own: see `value_key`.
 template <value_key Key, class V = typename Key::context_value>
   requires std::constructible_from<typename Key::context_value, V>
-[[nodiscard("the value is in the context that is returned, not in its parent")]]
-context with_value(const context& parent, Key key, V&& value);
+[[nodiscard("the value is in the context that is returned, not in its parent")]] context with_value(
+    const context& parent, Key key, V&& value);
 
 // Not under a number or a text.
 template <detail::no_key Key, class V>
-detail::a_key_is_a_ctx_key_or_a_movable_class_with_equality_and_a_context_value with_value(
-    const context&, const Key&, V&&) = delete;
+detail::a_key_is_a_ctx_key_or_a_movable_class_with_equality_and_a_context_value with_value(const context&, const Key&,
+                                                                                           V&&) = delete;
 
 // Not under a key that ends before the context does.
 template <class T, class V>
-detail::declare_the_key_once_at_namespace_scope with_value(const context&, const key<T>&&,
-                                                           V&&) = delete;
+detail::declare_the_key_once_at_namespace_scope with_value(const context&, const key<T>&&, V&&) = delete;
 
 /// A child with the values of `parent` that is never done and has no deadline: for what must be
 /// finished although the request ended.
@@ -330,8 +323,7 @@ class after_func_state;
 }
 
 /// A function that waits for a context to be done: see `after_func`. Can be moved.
-class [[nodiscard("after_func is stopped at once where its handle is discarded")]] CTX_API
-    after_func_handle {
+class [[nodiscard("after_func is stopped at once where its handle is discarded")]] CTX_API after_func_handle {
  public:
   /// Waits for nothing.
   after_func_handle() noexcept = default;
@@ -349,8 +341,7 @@ class [[nodiscard("after_func is stopped at once where its handle is discarded")
  private:
   friend detail::access;
 
-  explicit after_func_handle(std::shared_ptr<detail::after_func_state> state) noexcept
-      : state_{std::move(state)} {}
+  explicit after_func_handle(std::shared_ptr<detail::after_func_state> state) noexcept : state_{std::move(state)} {}
 
   std::shared_ptr<detail::after_func_state> state_;
 };

@@ -67,12 +67,10 @@ class CTX_API group {
  public:
   /// A group whose context is a child of `parent`: it has its values and its deadline, and ends with it.
   /// Where the destructor ends the context, its `cause()` names `where`. May throw `std::bad_alloc`.
-  explicit group(const ctx::context& parent,
-                 std::source_location where = std::source_location::current());
+  explicit group(const ctx::context& parent, std::source_location where = std::source_location::current());
 
   /// A group that runs at most `limit` tasks at a time. Throws `std::invalid_argument` for zero.
-  group(const ctx::context& parent, std::size_t limit,
-        std::source_location where = std::source_location::current());
+  group(const ctx::context& parent, std::size_t limit, std::source_location where = std::source_location::current());
 
   group(const group&) = delete;
   group& operator=(const group&) = delete;
@@ -101,8 +99,7 @@ class CTX_API group {
   /// Throws what copying or moving `f` does, `std::bad_alloc`, and `std::system_error` where no thread can be
   /// started; then the group is as it was.
   template <class F>
-    requires std::constructible_from<std::decay_t<F>, F> &&
-             std::invocable<std::decay_t<F>, const ctx::context&>
+    requires std::constructible_from<std::decay_t<F>, F> && std::invocable<std::decay_t<F>, const ctx::context&>
   bool spawn(F&& f) {
     return start(std::make_unique<detail::group_task_of<std::decay_t<F>>>(std::forward<F>(f)));
   }
@@ -126,16 +123,16 @@ class CTX_API group {
   void join_finished(std::unique_lock<std::mutex>& lock) noexcept;
   void join_all();
 
-  const std::size_t limit_;           // zero: none
+  const std::size_t limit_;  // zero: none
   const std::source_location where_;
-  const cancel_scope scope_;          // immutable; ended by fail() and the destructor
-  const std::stop_token done_;        // of its context, where there is a limit
+  const cancel_scope scope_;    // immutable; ended by fail() and the destructor
+  const std::stop_token done_;  // of its context, where there is a limit
 
   std::mutex mutex_;
-  std::exception_ptr error_;          // guarded by mutex_; the first that left a task
-  threads running_;                   // guarded by mutex_; their tasks are not over
-  threads finished_;                  // guarded by mutex_; to be joined by whoever takes it out
-  int joining_ = 0;                   // guarded by mutex_; how many calls of join_finished() join
+  std::exception_ptr error_;           // guarded by mutex_; the first that left a task
+  threads running_;                    // guarded by mutex_; their tasks are not over
+  threads finished_;                   // guarded by mutex_; to be joined by whoever takes it out
+  int joining_ = 0;                    // guarded by mutex_; how many calls of join_finished() join
   std::condition_variable_any place_;  // for start(): running_ is shorter
   std::condition_variable idle_;       // for join_all(): running_ is empty, or joining_ zero
 };

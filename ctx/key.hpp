@@ -45,9 +45,8 @@ class key {
 /// Built-in types and strings are no keys: two modules that use the same number or text for
 /// different things would read each other's values.
 template <class K>
-concept value_key = std::equality_comparable<K> && std::move_constructible<K> && requires {
-  requires std::is_object_v<typename K::context_value>;
-};
+concept value_key = std::equality_comparable<K> && std::move_constructible<K> &&
+                    requires { requires std::is_object_v<typename K::context_value>; };
 
 namespace detail {
 

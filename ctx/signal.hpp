@@ -66,8 +66,7 @@ class CTX_API signal_error : public std::system_error {
 /// can't be caught (`SIGKILL`, `SIGSTOP`); with another code where the thread can't be started; with
 /// `std::errc::not_supported` on systems without these signals. Throws `std::invalid_argument` for an empty list,
 /// and `std::bad_alloc`. Then nothing has changed. Where `parent` is done, no disposition is touched.
-[[nodiscard]] CTX_API cancel_scope with_signals(
-    const context& parent, std::initializer_list<int> signals,
-    std::source_location where = std::source_location::current());
+[[nodiscard]] CTX_API cancel_scope with_signals(const context& parent, std::initializer_list<int> signals,
+                                                std::source_location where = std::source_location::current());
 
 }  // namespace ctx

@@ -146,7 +146,9 @@ TEST_CASE("a function whose handle is gone never runs, and holds nothing any mor
   auto [c, cancel] = with_cancel(background());
   const auto alive = std::make_shared<int>();
   counter f;
-  { const handle h = after_func(c, [count = f.function(), alive] { count(); }); }
+  {
+    const handle h = after_func(c, [count = f.function(), alive] { count(); });
+  }
   CHECK(alive.use_count() == 1);
   cancel();
   CHECK(f.calls == 0);
@@ -249,10 +251,18 @@ TEST_CASE("a function may destroy, overwrite, move and stop its own handle") {
     h.emplace(after_func(c, [&, what, alive, done] {
       stored.wait();
       switch (what) {
-        case act::destroy: h.reset(); break;
-        case act::overwrite: *h = handle{}; break;
-        case act::move: elsewhere = std::move(*h); break;
-        case act::stop: stopped = h->stop(); break;
+        case act::destroy:
+          h.reset();
+          break;
+        case act::overwrite:
+          *h = handle{};
+          break;
+        case act::move:
+          elsewhere = std::move(*h);
+          break;
+        case act::stop:
+          stopped = h->stop();
+          break;
       }
       *alive = 7;  // the function is still there
       done->count_down();
@@ -319,8 +329,12 @@ TEST_CASE("a function may be any callable: move-only, mutable, by reference, ret
     handles.push_back(after_func(c, once{std::make_unique<int>(0), &calls}));
     handles.push_back(after_func(c, std::ref(object)));
     handles.push_back(after_func(c, object));
-    handles.push_back(after_func(c, +[] { ++static_calls; }));
-    handles.push_back(after_func(c, [n = 0, &calls]() mutable { calls += ++n; return n; }));
+    handles.push_back(after_func(
+        c, +[] { ++static_calls; }));
+    handles.push_back(after_func(c, [n = 0, &calls]() mutable {
+      calls += ++n;
+      return n;
+    }));
     cancel();
     while (calls + static_calls < 5) std::this_thread::yield();
   }

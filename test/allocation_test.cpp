@@ -156,8 +156,7 @@ TEST_CASE("the first wait of a process allocates nothing") {
 TEST_CASE("each allocation that the first deadline or clock of a process makes may fail") {
   enum outcome : int { broken, recovered, succeeded };
   void (*const uses[])(){[] { static_cast<void>(with_timeout(background(), 1h)); },
-                         [] { const ctx::manual_clock clock; },
-                         [] { ctx::manual_clock{}.advance(1h); }};
+                         [] { const ctx::manual_clock clock; }, [] { ctx::manual_clock{}.advance(1h); }};
   for (const auto use : uses) {
     for (const mode how : {mode::once, mode::from_then_on}) {
       int ended = recovered;
@@ -226,7 +225,9 @@ TEST_CASE("where no thread can be started, a function runs on the canceling thre
   const no_threads here;
   CHECK_THROWS_AS(std::thread{[] {}}.join(), std::system_error);
   cancel();
-  { auto at_once = after_func(c, [&] { ran_on.push_back(std::this_thread::get_id()); }); }
+  {
+    auto at_once = after_func(c, [&] { ran_on.push_back(std::this_thread::get_id()); });
+  }
   CHECK(ran_on == std::vector(2, std::this_thread::get_id()));
 }
 
@@ -298,6 +299,11 @@ TEST_CASE("deriving allocates no more than it promises") {
           }) == 1);
     CHECK(made_by([&] { return without_cancel(parent); }) <= 1);
   }
+  // What the first child needs, the others have; and where the parent is done, nobody needs it.
+  for (const context& parent : {fresh, other, done}) {
+    CHECK(made_by([&] { return with_cancel(parent); }) == 1);
+    CHECK(made_by([&] { return with_timeout(parent, 1h); }) == 1);
+  }
   auto [childless, cancel] = with_cancel(background());
   CHECK(made_by([&, &childless = childless] { return with_timeout(childless, 1h); }) <= 2);
 }
@@ -346,8 +352,7 @@ struct tree {
   std::vector<context> below;
   std::vector<std::unique_ptr<std::stop_callback<void (*)()>>> callbacks;
 
-  explicit tree(cancel_scope root_)
-      : root{std::move(root_)}, driven{with_stop_token(root.ctx, source.get_token())} {
+  explicit tree(cancel_scope root_) : root{std::move(root_)}, driven{with_stop_token(root.ctx, source.get_token())} {
     for (int i = 0; i < 50; ++i) {
       const context parent = i < 3 ? driven.ctx : below[static_cast<std::size_t>(i) / 3];
       below.push_back(kept(with_cancel(parent)));
@@ -438,8 +443,7 @@ const std::vector<operation>& operations() {
       {"without_cancel", [](const context& c) { ignore(without_cancel(c)); }},
       {"stop_token", [](const context& c) { ignore(c.stop_token()); }},
       {"after_func", [](const context& c) { ignore(after_func(c, [] {})); }},
-      {"after_func, which allocates",
-       [](const context& c) { ignore(after_func(c, [s = std::string{long_text}] {})); }},
+      {"after_func, which allocates", [](const context& c) { ignore(after_func(c, [s = std::string{long_text}] {})); }},
       {"after_func, which runs",
        [](const context& c) {
          const auto scope = with_cancel(c);
@@ -497,26 +501,33 @@ struct situation {
   std::function<cancel_scope()> make;
 };
 const std::vector<situation>& situations() {
-  static const std::vector<situation> all{
-      {"background", [] { return cancel_scope{background(), {}}; }},
-      {"fresh", [] { return with_cancel(background()); }},
-      {"without_cancel", [] { return cancel_scope{without_cancel(with_cancel(background()).ctx), {}}; }},
-      {"value", [] {
-         auto scope = with_cancel(background());
-         scope.ctx = with_value(scope.ctx, number, 7);
-         return scope;
-       }},
-      {"with a deadline", [] { return with_timeout(background(), 1h); }},
-      {"with a token", [] {
-         auto scope = with_cancel(background());
-         static_cast<void>(scope.ctx.stop_token());
-         return scope;
-       }},
-      {"canceled", [] {
-         auto scope = with_cancel(background());
-         scope.cancel();
-         return scope;
-       }}};
+  static const std::vector<situation> all{{"background",
+                                           [] {
+                                             return cancel_scope{background(), {}};
+                                           }},
+                                          {"fresh", [] { return with_cancel(background()); }},
+                                          {"without_cancel",
+                                           [] {
+                                             return cancel_scope{without_cancel(with_cancel(background()).ctx), {}};
+                                           }},
+                                          {"value",
+                                           [] {
+                                             auto scope = with_cancel(background());
+                                             scope.ctx = with_value(scope.ctx, number, 7);
+                                             return scope;
+                                           }},
+                                          {"with a deadline", [] { return with_timeout(background(), 1h); }},
+                                          {"with a token",
+                                           [] {
+                                             auto scope = with_cancel(background());
+                                             static_cast<void>(scope.ctx.stop_token());
+                                             return scope;
+                                           }},
+                                          {"canceled", [] {
+                                             auto scope = with_cancel(background());
+                                             scope.cancel();
+                                             return scope;
+                                           }}};
   return all;
 }
 
@@ -535,8 +546,8 @@ bool undisturbed(const situation& where, const operation& what, long n, mode how
       what.run(parent);
     } catch (const std::bad_alloc&) {
     }
-    as_it_was = parent.done() == done && static_cast<bool>(parent.err()) == done &&
-                parent.deadline() == deadline && sibling.done() == done;
+    as_it_was = parent.done() == done && static_cast<bool>(parent.err()) == done && parent.deadline() == deadline &&
+                sibling.done() == done;
     // It can be used as ever.
     const context child = kept(with_cancel(parent));
     const bool can_end = cancel();

@@ -46,7 +46,7 @@ using ctx::without_cancel;
 using std::chrono::duration;
 using std::chrono::nanoseconds;
 
-static_assert(std::chrono::is_clock_v<clock> && clock::is_steady && noexcept(clock::now()));
+static_assert(clock::is_steady&& noexcept(clock::now()));
 static_assert(std::is_same_v<clock::time_point::clock, std::chrono::steady_clock>);
 static_assert(std::is_same_v<decltype(clock::now()), clock::time_point>);
 static_assert(!std::is_copy_constructible_v<manual_clock> && !std::is_copy_assignable_v<manual_clock>);
@@ -407,13 +407,14 @@ TEST_CASE("every wait ends when its context is done, canceled or expired, itself
         const context& c = below[round % 4];
         if (round % 3 == 0) static_cast<void>(c.stop_token());
         bool result = false, done = false;
-        wait_while(c, [&](const context& on) { result = wait(on), done = on.done(); },
-                   [&, &cancel = cancel] {
-                     if (expires)
-                       time.advance(1h);
-                     else
-                       cancel();
-                   });
+        wait_while(
+            c, [&](const context& on) { result = wait(on), done = on.done(); },
+            [&, &cancel = cancel] {
+              if (expires)
+                time.advance(1h);
+              else
+                cancel();
+            });
         REQUIRE(result);
         REQUIRE(done);
       }
@@ -429,8 +430,11 @@ TEST_CASE("a timed wait ends when the clock reaches its time, and not before, ho
       const auto until = clock::now() + 1h;
       bool result = true;
       clock::time_point ended;
-      wait_while(each, [&](const context& on) { result = on.wait_until(until), ended = clock::now(); },
-                 [&] { for (int i = 0; i < 60; ++i) time.advance(1min); });
+      wait_while(
+          each, [&](const context& on) { result = on.wait_until(until), ended = clock::now(); },
+          [&] {
+            for (int i = 0; i < 60; ++i) time.advance(1min);
+          });
       REQUIRE_FALSE(result);
       REQUIRE(ended >= until);
     }
@@ -442,14 +446,17 @@ TEST_CASE("wait_for sleeps by the clock of the library, also on a context that i
   clock::time_point started, ended;
   bool result = true;
   std::atomic<bool> through = false;
-  wait_while(background(),
-             [&](const context& on) {
-               started = clock::now();
-               result = on.wait_for(1h);
-               ended = clock::now();
-               through = true;
-             },
-             [&] { while (!through) time.advance(1min); });
+  wait_while(
+      background(),
+      [&](const context& on) {
+        started = clock::now();
+        result = on.wait_for(1h);
+        ended = clock::now();
+        through = true;
+      },
+      [&] {
+        while (!through) time.advance(1min);
+      });
   CHECK_FALSE(result);
   CHECK(ended - started >= 1h);
 }
@@ -481,11 +488,11 @@ TEST_CASE("a wait ends once its context is done, though a callback above is stil
     std::promise<void> through;
     auto ended = through.get_future();
     const callback on_parent{parent.stop_token(), [&] {
-      // It would be as good if the child were not done yet.
-      in_time = !child.done() || ended.wait_for(10s) == std::future_status::ready;
-    }};
-    wait_while(child, [&](const context& c) { c.wait(), through.set_value(); },
-               [&, &cancel = cancel] { cancel(); });
+                               // It would be as good if the child were not done yet.
+                               in_time = !child.done() || ended.wait_for(10s) == std::future_status::ready;
+                             }};
+    wait_while(
+        child, [&](const context& c) { c.wait(), through.set_value(); }, [&, &cancel = cancel] { cancel(); });
   }
   CHECK(in_time);
 }
@@ -495,9 +502,9 @@ TEST_CASE("a callback that waits for its own context does not wait") {
   auto [c, cancel] = with_timeout(background(), 1h);
   bool result = false;
   const callback on_end{c.stop_token(), [&, &c = c] {
-    c.wait();
-    result = c.wait_for(1h);
-  }};
+                          c.wait();
+                          result = c.wait_for(1h);
+                        }};
   time.advance(1h);
   CHECK(result);
 }
@@ -523,8 +530,8 @@ TEST_CASE("contexts expire in the order of their deadlines, each with the clock 
   std::size_t due = 0;
   for (nanoseconds step = 1us; due < scopes.size(); step *= 2) {
     time.advance(step);
-    due = static_cast<std::size_t>(std::ranges::count_if(
-        scopes, [](const cancel_scope& each) { return *each.ctx.deadline() <= clock::now(); }));
+    due = static_cast<std::size_t>(
+        std::ranges::count_if(scopes, [](const cancel_scope& each) { return *each.ctx.deadline() <= clock::now(); }));
     for (const auto& each : scopes) REQUIRE(each.ctx.done() == (*each.ctx.deadline() <= clock::now()));
     REQUIRE(seen.size() == due);
   }
@@ -568,9 +575,9 @@ TEST_CASE("a callback may move the clock itself: what is due ends before that re
   auto [third, cancel_third] = with_timeout(background(), 5h);
   bool in_time = false;
   const callback on_first{first.stop_token(), [&, &second = second] {
-    time.advance(2h);
-    in_time = second.done() && clock::now() == start + 3h;
-  }};
+                            time.advance(2h);
+                            in_time = second.done() && clock::now() == start + 3h;
+                          }};
   time.advance(1h);
   CHECK(in_time);
   CHECK_FALSE(third.done());
@@ -585,10 +592,10 @@ TEST_CASE("a callback that moves the clock is over, with all that ends with it, 
     const auto told = child.stop_token();
     bool over = false;
     const callback on_parent{parent.stop_token(), [&] {
-      time.advance(1h);
-      for (int i = 0; i < 100; ++i) std::this_thread::yield();
-      over = true;
-    }};
+                               time.advance(1h);
+                               for (int i = 0; i < 100; ++i) std::this_thread::yield();
+                               over = true;
+                             }};
     time.advance(1h);
     REQUIRE(over);
     REQUIRE(told.stop_requested());
@@ -731,7 +738,8 @@ TEST_CASE("a timed wait by the real clock is not early, and ends at a cancel") {
   for (int round = 0; round < 20; ++round) {
     auto [c, cancel] = with_cancel(background());
     bool result = false;
-    wait_while(c, [&](const context& on) { result = on.wait_for(1h); }, [&, &cancel = cancel] { cancel(); });
+    wait_while(
+        c, [&](const context& on) { result = on.wait_for(1h); }, [&, &cancel = cancel] { cancel(); });
     CHECK(result);
   }
 }
@@ -741,12 +749,13 @@ TEST_CASE("a wait that a manual clock held goes on by the real clock") {
   const auto until = clock::now() + 5ms;
   std::chrono::steady_clock::time_point ended;
   bool result = true;
-  wait_while(background(),
-             [&](const context& on) {
-               result = on.wait_until(until);
-               ended = std::chrono::steady_clock::now();
-             },
-             [&] { time.reset(); });
+  wait_while(
+      background(),
+      [&](const context& on) {
+        result = on.wait_until(until);
+        ended = std::chrono::steady_clock::now();
+      },
+      [&] { time.reset(); });
   CHECK_FALSE(result);
   CHECK(ended >= until);
 }

@@ -135,9 +135,14 @@ struct stack {
   stack(std::mt19937_64& random, const context& parent, bool timeouts) : top{parent} {
     while (keys.size() < 30 || cancels.empty()) {
       switch (random() % 4) {
-        case 0: push(with_cancel(top)); break;
-        case 1: timeouts ? push(with_timeout(top, 1h + random() % 1000 * 1s)) : push(merge(top, parent)); break;
-        default: break;
+        case 0:
+          push(with_cancel(top));
+          break;
+        case 1:
+          timeouts ? push(with_timeout(top, 1h + random() % 1000 * 1s)) : push(merge(top, parent));
+          break;
+        default:
+          break;
       }
       keys.push_back(std::make_unique<ctx::key<std::size_t>>("layer"));
       top = with_value(top, *keys.back(), keys.size());
@@ -250,9 +255,18 @@ TEST_CASE("whoever polls sees nothing, or the end with its err and its cause") {
       const context& c = below[i];
       // Each asks for another thing first.
       switch (i % 3) {
-        case 0: while (c.cause() == nullptr) {} break;
-        case 1: while (!c.err()) {} break;
-        case 2: while (!c.done()) {} break;
+        case 0:
+          while (c.cause() == nullptr) {
+          }
+          break;
+        case 1:
+          while (!c.err()) {
+          }
+          break;
+        case 2:
+          while (!c.done()) {
+          }
+          break;
       }
       seen[i] = c.cause();
       if (!c.done() || c.err() != errc::canceled || !c.stop_token().stop_requested()) ++wrong;

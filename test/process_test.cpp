@@ -21,6 +21,7 @@
 #include <iterator>
 #include <latch>
 #include <sstream>
+#include <stdexcept>
 #include <stop_token>
 #include <string>
 #include <thread>
@@ -278,7 +279,7 @@ TEST_CASE("a child forked while a deadline takes a large tree with it finds all 
     }
     status = in_child([&] {
       wait_for(root.ctx);
-      for (const auto& each : tree) must(each.done(), "all that is below a deadline ends with it");
+      for (const auto& each : tree) wait_for(each);  // for ever, were the sweep of the tree cut short
     });
   }
   CHECK(status == 0);
@@ -353,6 +354,52 @@ TEST_CASE("a child forked while threads arm, cancel and wait has working deadlin
       },
   };
   CHECK(fork_in_storm() == 0);
+}
+
+constexpr ctx::key<std::string> name{"name"};
+
+/// Makes and ends contexts of all kinds, in a tree of its own.
+void use_everything() {
+  auto root = ctx::with_timeout(background(), 1h);
+  const auto named = ctx::with_value(root.ctx, name, "a name that has to be allocated, as it is long");
+  auto other = ctx::with_cancel(background());
+  auto merged = ctx::merge(named, other.ctx);
+  auto driven = ctx::with_stop_token(merged.ctx, other.ctx.stop_token());
+  auto below = ctx::with_cancel(driven.ctx);
+  auto leaf = ctx::with_timeout(below.ctx, 30min);
+  int calls = 0;
+  std::stop_callback callback{leaf.ctx.stop_token(), [&] { ++calls; }};
+  std::latch ran{1};
+  const auto function = ctx::after_func(merged.ctx, [&] { ran.count_down(); });
+  std::jthread waiting{[&] { merged.ctx.wait(); }};
+  must(merged.ctx.value(name) != nullptr && other.ctx.value(name) == nullptr, "values are found");
+  must(calls == 0 && !leaf.ctx.done(), "nothing ends too soon");
+  must(root.cancel(std::runtime_error{"why"}), "it was live");
+  must(calls == 1, "callbacks run");
+  must(merged.ctx.cause() == root.ctx.cause() && driven.ctx.cause() == root.ctx.cause(), "ends go down");
+  must(!other.ctx.done(), "and not up");
+  ran.wait();
+}
+
+TEST_CASE("a child forked in the middle of a storm makes contexts of every kind of its own" *
+          doctest::skip(!allocator_survives_forks)) {
+  const storm raging{
+      use_everything,
+      [] { ctx::with_timeout(background(), 50us).ctx.wait(); },
+      [] {
+        std::vector<ctx::cancel_scope> many;
+        for (int i = 0; i < 100; ++i) many.push_back(ctx::with_timeout(background(), i * 5us));
+      },
+  };
+  int status = 0;
+  for (int round = 0; round < 200 && status == 0; ++round) {
+    status = in_child([&] {
+      use_everything();
+      wait_for_a_deadline();
+      if (round % 10 == 0) must(in_child(use_everything) == 0, "so does its child");
+    });
+  }
+  CHECK(status == 0);
 }
 
 TEST_CASE("a manual clock goes its own way in a child") {
@@ -481,6 +528,16 @@ TEST_CASE("a callback may exit") {
 }
 
 TEST_CASE("a process exits while its threads wait, arm and cancel") { check_exit("threads_go_on"); }
+
+TEST_CASE("a process exits in the middle of a storm, in whatever way, with its own status") {
+  for (int round = 0; round < 10; ++round) {
+    check_exit("storm_return");
+    check_exit("storm_exit");
+    check_exit("storm_quick_exit");
+    check_exit("storm_immediate_exit");
+    check_exit("storm_exit_elsewhere");
+  }
+}
 
 TEST_CASE("a child exits with its own status") { check_exit("in_a_child"); }
 

@@ -231,15 +231,24 @@ struct scene {
   /// Gives a context somebody who takes an interest in its end, or nobody: the library takes other ways.
   void dress(const context& c, dice& d) {
     switch (d.below(6)) {
-      case 0: (void)c.stop_token(); break;
-      case 1: witnesses.emplace_back(c, found, d.coin() ? std::this_thread::yield : nullptr); break;
-      case 2: children.push_back(ctx::with_cancel(c)); break;
+      case 0:
+        (void)c.stop_token();
+        break;
+      case 1:
+        witnesses.emplace_back(c, found, d.coin() ? std::this_thread::yield : nullptr);
+        break;
+      case 2:
+        children.push_back(ctx::with_cancel(c));
+        break;
       case 3:
         children.push_back(ctx::with_timeout(c, 1h));
         witnesses.emplace_back(children.back().ctx, found);
         break;
-      case 4: (void)c.wait_for(2us); break;
-      default: break;
+      case 4:
+        (void)c.wait_for(2us);
+        break;
+      default:
+        break;
     }
   }
 
@@ -328,7 +337,8 @@ std::string race(int rounds, const std::function<std::unique_ptr<World>(dice&)>&
 
 template <class World>
 std::string race(int rounds, const std::vector<side<World>>& sides, const std::function<void(World&)>& judge) {
-  return race<World>(rounds, [](dice& d) { return std::make_unique<World>(d); }, sides, judge);
+  return race<World>(
+      rounds, [](dice& d) { return std::make_unique<World>(d); }, sides, judge);
 }
 
 void spin_until(ctx::clock::time_point instant) noexcept {
@@ -343,11 +353,21 @@ class ending {
  public:
   explicit ending(const context& root, dice& d) : kind_{d.below(5)}, other_{ctx::with_cancel(root)} {
     switch (kind_) {
-      case 0: ended_.emplace(ctx::with_timeout(root, d.up_to(40us), too_late)); break;
-      case 1: ended_.emplace(ctx::with_stop_token(root, source_.get_token())); break;
-      case 2: ended_.emplace(ctx::merge(root, other_.ctx)); break;
-      case 3: ended_.emplace(ctx::merge(other_.ctx, root)); break;
-      default: ended_.emplace(ctx::with_timeout(ctx::with_value(other_.ctx, tree_key{}, std::nullopt), 1h)); break;
+      case 0:
+        ended_.emplace(ctx::with_timeout(root, d.up_to(40us), too_late));
+        break;
+      case 1:
+        ended_.emplace(ctx::with_stop_token(root, source_.get_token()));
+        break;
+      case 2:
+        ended_.emplace(ctx::merge(root, other_.ctx));
+        break;
+      case 3:
+        ended_.emplace(ctx::merge(other_.ctx, root));
+        break;
+      default:
+        ended_.emplace(ctx::with_timeout(ctx::with_value(other_.ctx, tree_key{}, std::nullopt), 1h));
+        break;
     }
   }
 
@@ -357,9 +377,15 @@ class ending {
   /// Returns when the context is done.
   void bring_about() {
     switch (kind_) {
-      case 0: while (!ended_->ctx.done()) std::this_thread::yield(); break;
-      case 1: source_.request_stop(); break;
-      default: other_.cancel(causes[0]); break;
+      case 0:
+        while (!ended_->ctx.done()) std::this_thread::yield();
+        break;
+      case 1:
+        source_.request_stop();
+        break;
+      default:
+        other_.cancel(causes[0]);
+        break;
     }
   }
 
@@ -594,7 +620,9 @@ TEST_CASE("callbacks cancel each other's parents: none waits for another") {
   struct family {
     cancel_scope parent, child, grandchild;
     explicit family(const context& root)
-        : parent{ctx::with_cancel(root)}, child{ctx::with_cancel(parent.ctx)}, grandchild{ctx::with_cancel(child.ctx)} {}
+        : parent{ctx::with_cancel(root)},
+          child{ctx::with_cancel(parent.ctx)},
+          grandchild{ctx::with_cancel(child.ctx)} {}
   };
   struct world : scene {
     explicit world(dice& d) {
@@ -812,14 +840,30 @@ TEST_CASE("what is derived from a context that is just ending ends with it") {
       const bool q_was_done = q.done();
       auto& made = kind < 5 ? w.with_p : w.with_either;
       switch (kind) {
-        case 0: made.push_back(ctx::with_cancel(p)); break;
-        case 1: made.push_back(ctx::with_timeout(p, 1h)); break;
-        case 2: made.push_back(ctx::with_stop_token(p, {})); break;
-        case 3: made.push_back(ctx::merge(p, p)); break;
-        case 4: made.push_back(ctx::merge(ctx::with_value(p, tree_key{}, std::nullopt), ctx::without_cancel(q))); break;
-        case 5: made.push_back(ctx::merge(p, q)); break;
-        case 6: made.push_back(ctx::merge(q, p)); break;
-        default: made.push_back(ctx::with_stop_token(p, q.stop_token())); break;
+        case 0:
+          made.push_back(ctx::with_cancel(p));
+          break;
+        case 1:
+          made.push_back(ctx::with_timeout(p, 1h));
+          break;
+        case 2:
+          made.push_back(ctx::with_stop_token(p, {}));
+          break;
+        case 3:
+          made.push_back(ctx::merge(p, p));
+          break;
+        case 4:
+          made.push_back(ctx::merge(ctx::with_value(p, tree_key{}, std::nullopt), ctx::without_cancel(q)));
+          break;
+        case 5:
+          made.push_back(ctx::merge(p, q));
+          break;
+        case 6:
+          made.push_back(ctx::merge(q, p));
+          break;
+        default:
+          made.push_back(ctx::with_stop_token(p, q.stop_token()));
+          break;
       }
       const context& child = made.back().ctx;
       if (p_was_done || (q_was_done && kind > 4)) w.found.expect(child.done(), "born live, with a parent that is done");
@@ -873,12 +917,18 @@ TEST_CASE("contexts let go while their parents end: each ends once, or never") {
     }
     cancel_scope derive(const context& c, dice& d) {
       switch (d.below(6)) {
-        case 0: return ctx::with_cancel(c);
-        case 1: return ctx::with_timeout(c, 1h);
-        case 2: return ctx::with_timeout(c, d.up_to(40us));
-        case 3: return ctx::with_stop_token(c, source.get_token());
-        case 4: return ctx::merge(c, q.ctx());
-        default: return ctx::merge(q.ctx(), c);
+        case 0:
+          return ctx::with_cancel(c);
+        case 1:
+          return ctx::with_timeout(c, 1h);
+        case 2:
+          return ctx::with_timeout(c, d.up_to(40us));
+        case 3:
+          return ctx::with_stop_token(c, source.get_token());
+        case 4:
+          return ctx::merge(c, q.ctx());
+        default:
+          return ctx::merge(q.ctx(), c);
       }
     }
     std::stop_source source;
@@ -1082,9 +1132,7 @@ TEST_CASE("a function is stopped, or runs once, when stop() or after_func() meet
   struct armed_world : world {
     explicit armed_world(dice& d) : world{d} { wait_for_function(); }
   };
-  const auto stop = [](std::size_t by) {
-    return [by](armed_world& w, dice&) { w.stopped[by] = w.handle->stop(); };
-  };
+  const auto stop = [](std::size_t by) { return [by](armed_world& w, dice&) { w.stopped[by] = w.handle->stop(); }; };
   const side<world> wait_for_function = [](world& w, dice&) { w.wait_for_function(); };
   const auto end = [](world& w, dice&) { w.c.bring_about(); };
   const auto judge = [](world& w) {
@@ -1230,11 +1278,20 @@ TEST_CASE("deadlines are set, met, missed and dropped on several threads") {
         const auto deadline = *scope.ctx.deadline();
         if (d.below(4) == 0) (void)scope.ctx.stop_token();
         switch (d.below(5)) {
-          case 0: scope.cancel(); break;
-          case 1: scope.ctx.wait(); break;
-          case 2: below.push_back(ctx::with_timeout(scope.ctx, d.up_to(40us))); break;
-          case 3: spin_until(deadline - 10us + d.up_to(60us)); break;
-          default: break;
+          case 0:
+            scope.cancel();
+            break;
+          case 1:
+            scope.ctx.wait();
+            break;
+          case 2:
+            below.push_back(ctx::with_timeout(scope.ctx, d.up_to(40us)));
+            break;
+          case 3:
+            spin_until(deadline - 10us + d.up_to(60us));
+            break;
+          default:
+            break;
         }
         w.found.sound(scope.ctx);
         if (scope.ctx.err() == ctx::errc::deadline_exceeded) {
@@ -1274,9 +1331,9 @@ TEST_CASE("a callback of a deadline sets the next, while another thread cancels"
     cancel_scope p = ctx::with_cancel(root);
     std::atomic<bool> over{false};
     std::mutex mutex;
-    dice chance;                                     // guarded by mutex
-    std::vector<cancel_scope> scopes;                // guarded by mutex
-    std::vector<std::unique_ptr<witness>> watches;   // guarded by mutex
+    dice chance;                                    // guarded by mutex
+    std::vector<cancel_scope> scopes;               // guarded by mutex
+    std::vector<std::unique_ptr<witness>> watches;  // guarded by mutex
   };
   const side<world> wait = [](world& w, dice&) {
     while (!w.over) std::this_thread::yield();
@@ -1376,7 +1433,7 @@ struct actor {
 
 struct action {
   const char* name;
-  enum kind { any, timed, driven } on;  // the kind of context that it takes
+  enum kind { any, timed, driven } on;     // the kind of context that it takes
   enum use { none, shares, owns } cancel;  // whether it calls the cancel_func, or moves or destroys it
   void (*act)(actor&, dice&);
 };
@@ -1421,9 +1478,7 @@ const action actions[] = {
     {"set a deadline", action::any, action::none,
      [](actor& a, dice& d) { a.made.push_back(ctx::with_timeout(a.on, d.up_to(30us))); }},
     {"merge", action::any, action::none,
-     [](actor& a, dice& d) {
-       a.made.push_back(d.coin() ? ctx::merge(a.on, a.beside) : ctx::merge(a.beside, a.on));
-     }},
+     [](actor& a, dice& d) { a.made.push_back(d.coin() ? ctx::merge(a.on, a.beside) : ctx::merge(a.beside, a.on)); }},
     {"with_stop_token", action::any, action::none,
      [](actor& a, dice& d) {
        a.made.push_back(ctx::with_stop_token(a.on, a.source.get_token()));
@@ -1516,7 +1571,8 @@ struct encounter_world : scene {
       const std::size_t level = of.levels[by];
       std::vector<context> below;
       for (std::size_t each = level; each < 3; ++each) below.push_back(line[each].ctx);
-      actors.push_back({found, line[level].ctx, line[level].cancel, sources[level], aside.ctx, std::move(below), causes[by]});
+      actors.push_back(
+          {found, line[level].ctx, line[level].cancel, sources[level], aside.ctx, std::move(below), causes[by]});
     }
     // Whoever lets go is to be the last, or meet the last.
     if (of.lets_go()) {
@@ -1527,10 +1583,14 @@ struct encounter_world : scene {
 
   cancel_scope make_any(const context& above, dice& d) const {
     switch (d.below(4)) {
-      case 0: return ctx::merge(above, aside.ctx);
-      case 1: return ctx::with_timeout(above, 1h);
-      case 2: return ctx::with_cancel(ctx::with_value(above, tree_key{}, std::nullopt));
-      default: return ctx::with_cancel(above);
+      case 0:
+        return ctx::merge(above, aside.ctx);
+      case 1:
+        return ctx::with_timeout(above, 1h);
+      case 2:
+        return ctx::with_cancel(ctx::with_value(above, tree_key{}, std::nullopt));
+      default:
+        return ctx::with_cancel(above);
     }
   }
 
@@ -1627,11 +1687,16 @@ struct forest : scene {
 
   cancel_scope derive(const entry& from, dice& d) {
     switch (d.below(5)) {
-      case 0: return ctx::with_timeout(from.ctx, d.up_to(60us), too_late);
-      case 1: return ctx::with_timeout(from.ctx, 1h);
-      case 2: return ctx::with_stop_token(from.ctx, sources_[d.below(4)].get_token());
-      case 3: return ctx::with_cancel(ctx::with_value(from.ctx, tree_key{}, std::nullopt));
-      default: return ctx::with_cancel(from.ctx);
+      case 0:
+        return ctx::with_timeout(from.ctx, d.up_to(60us), too_late);
+      case 1:
+        return ctx::with_timeout(from.ctx, 1h);
+      case 2:
+        return ctx::with_stop_token(from.ctx, sources_[d.below(4)].get_token());
+      case 3:
+        return ctx::with_cancel(ctx::with_value(from.ctx, tree_key{}, std::nullopt));
+      default:
+        return ctx::with_cancel(from.ctx);
     }
   }
 
@@ -1668,23 +1733,35 @@ struct forest : scene {
         break;
       }
       case 4:
-      case 5: cancel(*at); break;
-      case 6: put(nullptr, d); break;
+      case 5:
+        cancel(*at);
+        break;
+      case 6:
+        put(nullptr, d);
+        break;
       case 7: {
         const std::stop_token token = at->ctx.stop_token();
         found.sound(at->ctx, &token);
         break;
       }
-      case 8: (void)ctx::with_cancel(at->ctx).ctx.done(); break;
+      case 8:
+        (void)ctx::with_cancel(at->ctx).ctx.done();
+        break;
       case 9:
         if (d.below(8) == 0) sources_[d.below(4)].request_stop();
         break;
-      case 10: found.sound(at->ctx); break;
-      case 11: (void)at->ctx.wait_for(d.up_to(20us)); break;
+      case 10:
+        found.sound(at->ctx);
+        break;
+      case 11:
+        (void)at->ctx.wait_for(d.up_to(20us));
+        break;
       case 12:
         if (d.below(8) == 0) (void)ctx::after_func(at->ctx, [] {}).stop();
         break;
-      default: into->emplace_back(at->ctx.stop_token(), watch{this, dice{d.below(1U << 31)}}); break;
+      default:
+        into->emplace_back(at->ctx.stop_token(), watch{this, dice{d.below(1U << 31)}});
+        break;
     }
   }
 
@@ -1698,7 +1775,8 @@ struct forest : scene {
       const bool from_above = std::any_of(each.held->parents.begin(), each.held->parents.end(), [&](const auto& p) {
         return p && p->ctx.cause() == c.cause() && p->ctx.err() == c.err();
       });
-      const bool by_itself = each.held->ended_itself ? c.cause() == each.held->own_cause : c.cause() != each.held->own_cause;
+      const bool by_itself =
+          each.held->ended_itself ? c.cause() == each.held->own_cause : c.cause() != each.held->own_cause;
       found.expect(by_itself, "ended by a cancel that did not win, or not by that which won");
       if (from_above || each.held->ended_itself || each.held->depth == 1) continue;
       const bool expired = c.err() == ctx::errc::deadline_exceeded && c.cause() == too_late;

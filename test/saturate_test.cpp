@@ -115,12 +115,14 @@ fraction model_of_floating(long double count, std::intmax_t num, std::intmax_t d
     mantissa.digits.insert(mantissa.digits.begin(), static_cast<std::uint32_t>(rest));
     rest -= std::floor(rest);
   }
-  return seconds_of(count < 0, mantissa * power_of_two(std::max(exponent, 0)), power_of_two(std::max(-exponent, 0)), num, den);
+  return seconds_of(count < 0, mantissa * power_of_two(std::max(exponent, 0)), power_of_two(std::max(-exponent, 0)),
+                    num, den);
 }
 
 template <class Rep, class Period>
 fraction model(const duration<Rep, Period>& d) {
-  if constexpr (!ctx::detail::integer<Rep>) return model_of_floating(d.count(), Period::num, Period::den);
+  if constexpr (!ctx::detail::integer<Rep>)
+    return model_of_floating(d.count(), Period::num, Period::den);
   else {
     const bool negative = d.count() < Rep{};
     const auto count = static_cast<uint128>(d.count());
@@ -140,7 +142,8 @@ bool is_floor(const fraction& exact, nanoseconds result) {
   return not_late && (result == never || exact.less_than(n + 1));
 }
 
-void check(const fraction& exact, nanoseconds up, nanoseconds down, const char* rep, std::intmax_t num, std::intmax_t den) {
+void check(const fraction& exact, nanoseconds up, nanoseconds down, const char* rep, std::intmax_t num,
+           std::intmax_t den) {
   if (is_ceil(exact, up) && is_floor(exact, down)) return;
   FAIL_CHECK("rep " << rep << ", period " << num << '/' << den << ": up " << up.count() << ", down " << down.count());
 }
@@ -150,11 +153,12 @@ void check(const duration<Rep, Period>& d) {
   check(model(d), ceil_saturate(d), floor_saturate(d), typeid(Rep).name(), Period::num, Period::den);
 }
 
-using periods = std::tuple<std::atto, std::femto, std::pico, std::nano, std::ratio<1, 10'000'000>, std::micro, std::milli,
-                           std::ratio<1>, std::ratio<60>, std::ratio<86400>, years::period, std::giga, std::peta, std::exa,
-                           std::ratio<1, 3>, std::ratio<1001, 30000>, std::ratio<7, 3>, std::ratio<1, 1'000'000'007>,
-                           std::ratio<1, largest>, std::ratio<largest>, std::ratio<largest, largest - 1>,
-                           std::ratio<largest - 1, largest>, std::ratio<(1LL << 61) - 1, (1LL << 62) + 1>>;
+using periods =
+    std::tuple<std::atto, std::femto, std::pico, std::nano, std::ratio<1, 10'000'000>, std::micro, std::milli,
+               std::ratio<1>, std::ratio<60>, std::ratio<86400>, years::period, std::giga, std::peta, std::exa,
+               std::ratio<1, 3>, std::ratio<1001, 30000>, std::ratio<7, 3>, std::ratio<1, 1'000'000'007>,
+               std::ratio<1, largest>, std::ratio<largest>, std::ratio<largest, largest - 1>,
+               std::ratio<largest - 1, largest>, std::ratio<(1LL << 61) - 1, (1LL << 62) + 1>>;
 
 template <class F>
 void for_each_period(F f) {
@@ -193,7 +197,8 @@ void check_the_edges_of() {
         up = std::nextafter(up, limits::infinity());
         down = std::nextafter(down, Rep{});
       }
-      for (const Rep at : {limits::min(), limits::denorm_min(), limits::epsilon(), Rep{0.5}, Rep{1} - limits::epsilon() / 2})
+      for (const Rep at :
+           {limits::min(), limits::denorm_min(), limits::epsilon(), Rep{0.5}, Rep{1} - limits::epsilon() / 2})
         try_out(at), try_out(-at), try_out(1 + at), try_out(-1 - at);
     }
   });
@@ -224,8 +229,9 @@ struct throwing_clock : frozen_clock<int, std::ratio<1>> {
 
 template <class Duration>
 constexpr bool never_throws =
-    noexcept(ceil_saturate(std::declval<Duration>())) && noexcept(floor_saturate(std::declval<Duration>()));
-static_assert(never_throws<seconds> && never_throws<duration<std::uint64_t>> && never_throws<duration<int128, std::atto>>);
+    noexcept(ceil_saturate(std::declval<Duration>()))&& noexcept(floor_saturate(std::declval<Duration>()));
+static_assert(never_throws<seconds> && never_throws<duration<std::uint64_t>> &&
+              never_throws<duration<int128, std::atto>>);
 static_assert(!never_throws<duration<float>> && !never_throws<duration<double>> && !never_throws<duration<real>>);
 static_assert(noexcept(add_saturate(std::declval<nanoseconds>(), std::declval<nanoseconds>())));
 static_assert(noexcept(subtract_saturate(std::declval<nanoseconds>(), std::declval<nanoseconds>())));
@@ -233,14 +239,17 @@ static_assert(noexcept(subtract_saturate(std::declval<nanoseconds>(), std::declv
 template <class TimePoint>
 constexpr bool until_never_throws = noexcept(until(std::declval<TimePoint>()));
 static_assert(until_never_throws<system_clock::time_point> && until_never_throws<sys_days>);
-static_assert(!until_never_throws<time_point<system_clock, duration<double>>> && !until_never_throws<throwing_clock::time_point>);
+static_assert(!until_never_throws<time_point<system_clock, duration<double>>> &&
+              !until_never_throws<throwing_clock::time_point>);
 static_assert(!until_never_throws<time_point<frozen_clock<double, std::milli>, seconds>>);
 
 // All of it works at compile time, where there is no undefined behaviour.
-static_assert(ceil_saturate(1h) == 1h && floor_saturate(-3ms) == -3ms && ceil_saturate(years{1}) == nanoseconds{years{1}});
+static_assert(ceil_saturate(1h) == 1h && floor_saturate(-3ms) == -3ms &&
+              ceil_saturate(years{1}) == nanoseconds{years{1}});
 static_assert(ceil_saturate(duration<bool>{true}) == 1s && ceil_saturate(duration<bool, std::exa>{true}) == never);
 static_assert(ceil_saturate(years::max()) == never && ceil_saturate(hours::min()) == passed);
-static_assert(ceil_saturate(duration<double>{0.5}) == 500ms && ceil_saturate(duration<double, std::exa>{-1e300}) == passed);
+static_assert(ceil_saturate(duration<double>{0.5}) == 500ms &&
+              ceil_saturate(duration<double, std::exa>{-1e300}) == passed);
 static_assert(ceil_saturate(duration<long double, std::atto>{std::numeric_limits<long double>::infinity()}) == never);
 static_assert(ceil_saturate(duration<std::uint64_t>{std::numeric_limits<std::uint64_t>::max()}) == never);
 static_assert(ceil_saturate(duration<int128, std::atto>{std::numeric_limits<int128>::min() + 1}) < nanoseconds::zero());
@@ -315,17 +324,18 @@ TEST_CASE("the last nanosecond on either side is exact, and the next one saturat
   CHECK(floor_saturate(duration<double, std::nano>{0x1p63 - 1024}) == never - 1023ns);
 }
 
-TEST_CASE_TEMPLATE("every integer, by every period, is exact at its edges", Rep, signed char, unsigned char, wchar_t, short,
-                   unsigned, std::int64_t, std::uint64_t, int128, uint128) {
+TEST_CASE_TEMPLATE("every integer, by every period, is exact at its edges", Rep, signed char, unsigned char, wchar_t,
+                   short, unsigned, std::int64_t, std::uint64_t, int128, uint128) {
   check_the_edges_of<Rep>();
 }
 
-TEST_CASE_TEMPLATE("every floating point number, by every period, is exact at its edges", Rep, float, double, long double) {
+TEST_CASE_TEMPLATE("every floating point number, by every period, is exact at its edges", Rep, float, double,
+                   long double) {
   check_the_edges_of<Rep>();
 }
 
-TEST_CASE_TEMPLATE("random counts of every size agree with the model", Rep, unsigned, std::int64_t, std::uint64_t, int128,
-                   uint128, float, double, long double) {
+TEST_CASE_TEMPLATE("random counts of every size agree with the model", Rep, unsigned, std::int64_t, std::uint64_t,
+                   int128, uint128, float, double, long double) {
   const auto seed = std::random_device{}();
   CAPTURE(seed);
   std::mt19937_64 random{seed};
@@ -335,7 +345,8 @@ TEST_CASE_TEMPLATE("random counts of every size agree with the model", Rep, unsi
       bits >>= random() % (8 * sizeof bits);
       if constexpr (ctx::detail::integer<Rep>) {
         check(duration<Rep, Period>{static_cast<Rep>(bits)});
-        if constexpr (std::is_signed_v<Rep> || std::is_same_v<Rep, int128>) check(duration<Rep, Period>{static_cast<Rep>(~bits)});
+        if constexpr (std::is_signed_v<Rep> || std::is_same_v<Rep, int128>)
+          check(duration<Rep, Period>{static_cast<Rep>(~bits)});
       } else {
         const auto count = std::ldexp(static_cast<Rep>(bits), -static_cast<int>(random() % 100));
         check(duration<Rep, Period>{count});
@@ -349,12 +360,13 @@ TEST_CASE("a representation of the user's is taken for the long double that it c
   CHECK(ceil_saturate(duration<real>{real{1.5L}}) == 1500ms);
   CHECK(ceil_saturate(duration<real, std::exa>{real{-1}}) == passed);
   CHECK(floor_saturate(duration<real, std::pico>{real{-1}}) == -1ns);
-  CHECK_THROWS_AS(ceil_saturate(duration<real>{real{std::numeric_limits<long double>::quiet_NaN()}}), std::invalid_argument);
+  CHECK_THROWS_AS(ceil_saturate(duration<real>{real{std::numeric_limits<long double>::quiet_NaN()}}),
+                  std::invalid_argument);
 }
 
 TEST_CASE("sums and differences stop at the limits") {
-  const nanoseconds edges[] = {passed,  passed + 1ns, passed / 2 - 1ns, passed / 2,  -1ns, 0ns,
-                               1ns,     never / 2,    never / 2 + 1ns,  never - 1ns, never};
+  const nanoseconds edges[] = {passed, passed + 1ns, passed / 2 - 1ns, passed / 2,  -1ns, 0ns,
+                               1ns,    never / 2,    never / 2 + 1ns,  never - 1ns, never};
   const auto limit = [](bool negative, bool beyond, nanoseconds otherwise) {
     return !beyond ? otherwise : negative ? passed : never;
   };
@@ -414,8 +426,10 @@ TEST_CASE("time points of the system clock, from year one to the last") {
   CHECK(until(time_point<system_clock, milliseconds>::max()) == never);
   CHECK(until(time_point<system_clock, years>::min()) == passed);
   CHECK(until(time_point<system_clock, duration<double>>::max()) == never);
-  CHECK(until(time_point<system_clock, duration<float>>{duration<float>{-std::numeric_limits<float>::infinity()}}) == passed);
-  CHECK_THROWS_AS(until(time_point<system_clock, duration<double>>{duration<double>{std::nan("")}}), std::invalid_argument);
+  CHECK(until(time_point<system_clock, duration<float>>{duration<float>{-std::numeric_limits<float>::infinity()}}) ==
+        passed);
+  CHECK_THROWS_AS(until(time_point<system_clock, duration<double>>{duration<double>{std::nan("")}}),
+                  std::invalid_argument);
 
   const auto before = system_clock::now();
   const auto left = until(before + 1h);
@@ -438,7 +452,8 @@ TEST_CASE("the first and the last time point are passed and never, whatever the 
     CHECK(until(clock::at(0ns)) == subtract_saturate(0ns, now));
   }
   using floating = frozen_clock<double, std::ratio<1>>;
-  for (const auto now : {-std::numeric_limits<double>::infinity(), -1e300, 0.0, 1e300, std::numeric_limits<double>::infinity()}) {
+  for (const auto now :
+       {-std::numeric_limits<double>::infinity(), -1e300, 0.0, 1e300, std::numeric_limits<double>::infinity()}) {
     CAPTURE(now);
     floating::show(floating::duration{now});
     CHECK(until(floating::at(floating::duration{std::numeric_limits<double>::infinity()})) == never);

@@ -66,8 +66,7 @@ class process {
 int status_of_way(const std::string& way) { return process{way}.wait(); }
 
 TEST_CASE("a second Ctrl-C kills a program that hangs while shutting down, wherever it does") {
-  for (const char* const way :
-       {"hang_after_the_end", "hang_in_a_callback", "hang_in_a_callback_of_another_context"}) {
+  for (const char* const way : {"hang_after_the_end", "hang_in_a_callback", "hang_in_a_callback_of_another_context"}) {
     CAPTURE(way);
     const process hanging{way};
     CHECK(hanging.next_line() == "ready");

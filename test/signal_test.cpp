@@ -13,8 +13,8 @@
 #include <array>
 #include <atomic>
 #include <barrier>
-#include <chrono>
 #include <cerrno>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdlib>
@@ -616,9 +616,7 @@ TEST_CASE("a number that is no signal or one that can't be caught is an error, a
   CHECK_THROWS_AS((void)with_signals(parent.ctx, {SIGKILL}), std::system_error);
 }
 
-TEST_CASE("an empty list is an error") {
-  CHECK_THROWS_AS((void)with_signals(background(), {}), std::invalid_argument);
-}
+TEST_CASE("an empty list is an error") { CHECK_THROWS_AS((void)with_signals(background(), {}), std::invalid_argument); }
 
 TEST_CASE("under a parent that is done, the context is born done, and nothing is installed") {
   const preset here{SIGUSR1};
@@ -763,10 +761,18 @@ TEST_CASE("a signal meets the end of the only context that waits for it") {
       begin(round, 1);
       if (round % 5 == 0) kept.wait_for(std::chrono::microseconds{round % 50});
       switch (round / 2 % 4) {
-        case 0: scope->cancel(std::runtime_error{"by hand"}); break;
-        case 1: scope.reset(); break;
-        case 2: parent.cancel(); break;
-        default: scope.reset(), last.reset(); break;  // goes without an end of its own
+        case 0:
+          scope->cancel(std::runtime_error{"by hand"});
+          break;
+        case 1:
+          scope.reset();
+          break;
+        case 2:
+          parent.cancel();
+          break;
+        default:
+          scope.reset(), last.reset();
+          break;  // goes without an end of its own
       }
     });
     const bool was_signal = signal_that_ended(kept) == SIGUSR1;

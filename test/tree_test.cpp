@@ -112,9 +112,7 @@ void on_small_stack(auto f) { std::jthread{f}.join(); }
 constexpr ctx::key<int> number{"number"};
 constexpr ctx::key<std::shared_ptr<int>> probe{"probe"};
 
-std::exception_ptr make_cause(const char* what = "cause") {
-  return std::make_exception_ptr(std::runtime_error{what});
-}
+std::exception_ptr make_cause(const char* what = "cause") { return std::make_exception_ptr(std::runtime_error{what}); }
 
 context kept(cancel_scope scope) {
   scope.cancel.release();
@@ -135,8 +133,7 @@ constexpr derivation derivations[] = {
     {"merge, first", [](const context& c) { return kept(merge(c, background())); }},
     {"merge, second", [](const context& c) { return kept(merge(background(), c)); }},
     {"merge, both", [](const context& c) { return kept(merge(c, c)); }},
-    {"with_value and with_cancel",
-     [](const context& c) { return kept(with_cancel(with_value(c, number, 1))); }},
+    {"with_value and with_cancel", [](const context& c) { return kept(with_cancel(with_value(c, number, 1))); }},
     {"merge with a relative, first", [](const context& c) { return kept(merge(kept(with_cancel(c)), c)); }},
     {"merge with a relative, second", [](const context& c) { return kept(merge(c, kept(with_cancel(c)))); }},
 };
@@ -193,6 +190,37 @@ TEST_CASE("a default-constructed or moved-from context is the background") {
   auto [child, cancel_child] = with_timeout(with_value(c, number, 7), 1h);  // not a null context to derive from
   CHECK(*child.value(number) == 7);
   CHECK(cancel_child());
+}
+
+TEST_CASE("whatever was moved from can be given to every function, and can be used again") {
+  auto scope = with_cancel(with_value(background(), number, 1));
+  const cancel_scope owner = std::move(scope);
+  CHECK(scope.ctx == background());
+  CHECK_FALSE(scope.cancel());
+  std::stop_source source;
+  std::stop_token token = source.get_token();
+  const std::stop_token taken = std::move(token);
+  for (const auto& [name, derive] : derivations) {
+    CAPTURE(name);
+    check_live(derive(scope.ctx));
+  }
+  check_live(kept(with_stop_token(scope.ctx, token)));
+  check_live(kept(merge(scope.ctx, scope.ctx)));
+  check_live(without_cancel(scope.ctx));
+  CHECK(to_string(scope.ctx) == "background");
+  CHECK_FALSE(scope.ctx.wait_for(1ns));
+  int calls = 0;
+  auto handle = ctx::after_func(scope.ctx, [&] { ++calls; });
+  const auto other = std::move(handle);
+  CHECK_FALSE(handle.stop());
+  source.request_stop();
+  check_live(owner.ctx);
+  scope = with_cancel(owner.ctx);
+  CHECK(scope.ctx.value(number) != nullptr);
+  CHECK(owner.cancel());
+  CHECK(scope.ctx.done());
+  CHECK_FALSE(scope.cancel());
+  CHECK(calls == 0);
 }
 
 TEST_CASE("contexts are equal if they are the same node") {
@@ -481,10 +509,10 @@ TEST_CASE("a token tells of the end of a child that has none of its own yet") {
   auto [late, cancel_late] = with_cancel(parent);
   bool told = false;
   const std::stop_callback on_parent{parent.stop_token(), [&, &late = late] {
-    // The parent is done; its child has yet to hear of it, or has heard.
-    CHECK(late.stop_token().stop_requested() == late.done());
-    told = true;
-  }};
+                                       // The parent is done; its child has yet to hear of it, or has heard.
+                                       CHECK(late.stop_token().stop_requested() == late.done());
+                                       told = true;
+                                     }};
   cancel();
   CHECK(told);
   CHECK(child.stop_token().stop_requested());
@@ -789,11 +817,48 @@ TEST_CASE("merges of merges, a thousand deep, end with any of their roots") {
   }
 }
 
+TEST_CASE("merges with themselves, with values, children and parents of their own, a thousand deep, end once") {
+  on_small_stack([] {
+    for (const bool from_within : {false, true}) {
+      const auto alive = std::make_shared<int>();
+      auto [root, cancel] = with_timeout(with_value(background(), probe, alive), 1h);
+      std::vector<context> levels{root};
+      std::vector<std::unique_ptr<callback>> callbacks;
+      int calls = 0;
+      for (std::size_t i = 0; i < 250; ++i) {
+        const context c = levels.back(), above = levels[i / 2];
+        levels.push_back(kept(merge(c, c)));
+        levels.push_back(kept(merge(levels.back(), with_value(levels.back(), number, 1))));
+        levels.push_back(kept(merge(kept(with_cancel(levels.back())), levels.back())));
+        levels.push_back(kept(merge(above, levels.back())));
+        // Where a callback ends a merge further down, that finds its parents in the middle of their ends.
+        auto again = std::make_shared<cancel_scope>(merge(levels.back(), above));
+        callbacks.push_back(std::make_unique<callback>(levels.back().stop_token(), [&calls, from_within, again] {
+          ++calls;
+          if (from_within) again->cancel();
+        }));
+        levels.push_back(again->ctx);
+      }
+      CHECK(levels.back().deadline() == root.deadline());
+      CHECK(levels.back().value(probe) != nullptr);
+      const auto cause = make_cause();
+      CHECK(cancel(cause));
+      CHECK(calls == 250);
+      for (const context& each : levels) REQUIRE(each.cause() == cause);
+      // In whatever order they go.
+      for (std::size_t i = 0; i < levels.size(); i += 2) levels[i] = background();
+      callbacks.clear();
+      levels.clear();
+      root = background();
+      cancel.release();
+      CHECK(alive.use_count() == 1);
+    }
+  });
+}
+
 #if defined(__linux__)
 TEST_CASE("foreign tokens, merges and cancelations need no thread") {
-  const auto threads = [] {
-    return std::distance(std::filesystem::directory_iterator{"/proc/self/task"}, {});
-  };
+  const auto threads = [] { return std::distance(std::filesystem::directory_iterator{"/proc/self/task"}, {}); };
   const auto before = threads();
   std::stop_source source;
   auto driven = with_stop_token(background(), source.get_token());
@@ -822,11 +887,11 @@ TEST_CASE("a callback may destroy its own context, its right to cancel and its s
     int calls = 0;
     const callback on_sibling{siblings.back().ctx.stop_token(), [&] { ++calls; }};
     const callback on_child{child->ctx.stop_token(), [&] {
-      ++calls;
-      child.reset();
-      siblings.clear();
-      grandchild.reset();
-    }};
+                              ++calls;
+                              child.reset();
+                              siblings.clear();
+                              grandchild.reset();
+                            }};
     const callback on_grandchild{grandchild->ctx.stop_token(), [&] { ++calls; }};
     if (expires)
       clock.advance(1h);
@@ -856,15 +921,23 @@ TEST_CASE("a callback may destroy the last handles of the tree that is ending") 
       rest.push_back(kept(with_cancel(rest.back())));
       bool called = false;
       const callback on_end{(on_leaf ? rest.back() : root->ctx).stop_token(), [&] {
-        called = true;
-        rest.clear();
-        root.reset();
-      }};
+                              called = true;
+                              rest.clear();
+                              root.reset();
+                            }};
       switch (end) {
-        case how::called: root->cancel(); break;
-        case how::overwritten: root->cancel = {}; break;
-        case how::expired: clock.advance(1h); break;
-        case how::stopped: source.request_stop(); break;
+        case how::called:
+          root->cancel();
+          break;
+        case how::overwritten:
+          root->cancel = {};
+          break;
+        case how::expired:
+          clock.advance(1h);
+          break;
+        case how::stopped:
+          source.request_stop();
+          break;
       }
       CHECK(called);
       CHECK_FALSE(root);
@@ -900,11 +973,11 @@ TEST_CASE("a tree that a callback cancels is complete when that cancel returns")
   const callback on_inner{inner_leaf.ctx.stop_token(), [&] { ++calls; }};
   const callback on_outer_child{outer_child.ctx.stop_token(), [&] { calls += 10; }};
   const callback on_outer{outer.stop_token(), [&, &cancel_inner = cancel_inner] {
-    CHECK(cancel_inner());
-    CHECK(calls % 10 == 1);
-    CHECK(inner_child.ctx.done());
-    CHECK(inner_leaf.ctx.done());
-  }};
+                            CHECK(cancel_inner());
+                            CHECK(calls % 10 == 1);
+                            CHECK(inner_child.ctx.done());
+                            CHECK(inner_leaf.ctx.done());
+                          }};
   cancel_outer();
   CHECK(calls == 11);
 }
@@ -925,14 +998,14 @@ TEST_CASE("an ancestor that a callback cancels is complete, with all below it, w
   };
   for (std::size_t i = 0; i < below_root.size(); i += 2) listen(below_root[i]), listen(below_start[i]);
   const auto cause = make_cause(), root_cause = make_cause("root");
-  const callback on_start{start.stop_token(), [&, &cancel_root = cancel_root, &cancel_middle = cancel_middle,
-                                               &middle = middle] {
-    CHECK(cancel_root(root_cause));
-    for (const context& each : below_root) check_ended(each, ctx::errc::canceled, root_cause);
-    for (const context& each : below_start) check_ended(each, ctx::errc::canceled, cause);
-    check_ended(middle, ctx::errc::canceled, root_cause);
-    CHECK_FALSE(cancel_middle());
-  }};
+  const callback on_start{start.stop_token(),
+                          [&, &cancel_root = cancel_root, &cancel_middle = cancel_middle, &middle = middle] {
+                            CHECK(cancel_root(root_cause));
+                            for (const context& each : below_root) check_ended(each, ctx::errc::canceled, root_cause);
+                            for (const context& each : below_start) check_ended(each, ctx::errc::canceled, cause);
+                            check_ended(middle, ctx::errc::canceled, root_cause);
+                            CHECK_FALSE(cancel_middle());
+                          }};
   CHECK(cancel_start(cause));
   CHECK(root.done());
   CHECK(heard.size() == callbacks.size());
@@ -948,12 +1021,12 @@ TEST_CASE("a descendant that a callback cancels is done when that cancel returns
     callbacks.push_back(std::make_unique<callback>(below[i].ctx.stop_token(), [&] { ++calls; }));
   const auto cause = make_cause();
   const callback on_parent{parent.stop_token(), [&, &cancel = cancel] {
-    CHECK_FALSE(cancel());  // itself
-    for (const auto& each : below) {
-      CHECK_FALSE(each.cancel(make_cause("too late")));
-      check_ended(each.ctx, ctx::errc::canceled, cause);
-    }
-  }};
+                             CHECK_FALSE(cancel());  // itself
+                             for (const auto& each : below) {
+                               CHECK_FALSE(each.cancel(make_cause("too late")));
+                               check_ended(each.ctx, ctx::errc::canceled, cause);
+                             }
+                           }};
   cancel(cause);
   CHECK(calls == callbacks.size());
 }
@@ -997,12 +1070,12 @@ TEST_CASE("a child derived in a callback of its parent is born done, whatever it
   const auto cause = make_cause();
   bool called = false;
   const callback on_end{parent.stop_token(), [&, &parent = parent] {
-    called = true;
-    for (const auto& each : derivations) {
-      check_ended(each.derive(parent), ctx::errc::canceled, cause);
-      check_ended(each.derive(child), ctx::errc::canceled, cause);
-    }
-  }};
+                          called = true;
+                          for (const auto& each : derivations) {
+                            check_ended(each.derive(parent), ctx::errc::canceled, cause);
+                            check_ended(each.derive(child), ctx::errc::canceled, cause);
+                          }
+                        }};
   cancel(cause);
   CHECK(called);
 }
@@ -1028,10 +1101,8 @@ std::vector<std::pair<std::string, std::function<context(const context&, int)>>>
   std::vector<std::pair<std::string, std::function<context(const context&, int)>>> result;
   for (const auto& each : derivations)
     result.emplace_back(each.name, [each](const context& c, int) { return each.derive(c); });
-  result.emplace_back("merge with a live one, first",
-                      [live](const context& c, int) { return kept(merge(c, live)); });
-  result.emplace_back("merge with a live one, second",
-                      [live](const context& c, int) { return kept(merge(live, c)); });
+  result.emplace_back("merge with a live one, first", [live](const context& c, int) { return kept(merge(c, live)); });
+  result.emplace_back("merge with a live one, second", [live](const context& c, int) { return kept(merge(live, c)); });
   result.emplace_back("with_cancel and with_value in turn", [](const context& c, int i) {
     return i % 2 != 0 ? with_value(c, number, i) : kept(with_cancel(c));
   });
@@ -1138,9 +1209,7 @@ struct toy {
   }
 
   void expire() {
-    const auto due = [](const node& each) {
-      return each.err || !each.due ? ctx::clock::time_point::max() : *each.due;
-    };
+    const auto due = [](const node& each) { return each.err || !each.due ? ctx::clock::time_point::max() : *each.due; };
     for (;;) {
       const auto next = std::ranges::min_element(nodes, {}, due);
       if (due(*next) > ctx::clock::now()) return;
@@ -1193,8 +1262,7 @@ TEST_CASE("random trees do what a recursive toy does") {
     const auto add = [&](toy::node node, cancel_scope scope, bool cancelable = true) {
       twins.push_back({model.add(std::move(node)), std::move(scope), cancelable});
       if (twin& made = twins.back(); below(2) == 0)
-        made.on_end =
-            std::make_unique<callback>(made.scope.ctx.stop_token(), [calls = made.calls] { ++*calls; });
+        made.on_end = std::make_unique<callback>(made.scope.ctx.stop_token(), [calls = made.calls] { ++*calls; });
     };
     add({}, {background(), {}}, false);
     const auto start = ctx::clock::now();
@@ -1205,15 +1273,25 @@ TEST_CASE("random trees do what a recursive toy does") {
       const int value = model.nodes[above].value;
       const auto cause = below(2) == 0 ? make_cause() : nullptr;
       switch (below(12)) {
-        case 0: case 1: case 2: add({{above}, value}, with_cancel(parent)); break;
-        case 3: add({{above}, step}, {with_value(parent, number, step), {}}, false); break;
-        case 4: add({{}, value}, {without_cancel(parent), {}}, false); break;
-        case 5: case 6: {
+        case 0:
+        case 1:
+        case 2:
+          add({{above}, value}, with_cancel(parent));
+          break;
+        case 3:
+          add({{above}, step}, {with_value(parent, number, step), {}}, false);
+          break;
+        case 4:
+          add({{}, value}, {without_cancel(parent), {}}, false);
+          break;
+        case 5:
+        case 6: {
           const auto second = std::ranges::find(twins, other, [](const twin& each) { return each.scope.ctx; });
           add({{above, second->model}, value}, merge(parent, other));
           break;
         }
-        case 7: case 8: {
+        case 7:
+        case 8: {
           // No two deadlines are the same instant, as their order would not be known.
           const auto due = start + below(200) * 1ms + step * 1ns;
           add({{above}, value, due, cause}, with_deadline(parent, due, cause));

@@ -10,8 +10,6 @@ struct local_key {
 
 }  // namespace
 
-ctx::context with_local_value(const ctx::context& parent) {
-  return ctx::with_value(parent, local_key{1}, "elsewhere");
-}
+ctx::context with_local_value(const ctx::context& parent) { return ctx::with_value(parent, local_key{1}, "elsewhere"); }
 
 const std::string* look_up_local_key(const ctx::context& ctx) { return ctx.value(local_key{1}); }

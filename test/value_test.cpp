@@ -86,13 +86,30 @@ constexpr bool none_is_a_key =
     (!usable<Keys> && ...) && (!stores<Keys, int> && ...) && (!stores<Keys, std::string> && ...);
 
 static_assert(none_is_a_key<int, char, bool, double, std::nullptr_t, int*, void*, void (*)()>);
-static_assert(none_is_a_key<const char*, char[5], std::string, std::string_view, plain_enum, scoped_enum, std::vector<int>>);
+static_assert(
+    none_is_a_key<const char*, char[5], std::string, std::string_view, plain_enum, scoped_enum, std::vector<int>>);
 static_assert(none_is_a_key<nameless, incomparable, of_reference, of_nothing>);
 static_assert(usable<header> && usable<tag> && usable<special_header> && usable<ctx::key<int>>);
 static_assert(stores<header, std::string> && stores<header, const char*> && stores<tag, int>);
 static_assert(stores<ctx::key<std::string>, const char*> && stores<ctx::key<int>, short>);
 static_assert(!stores<ctx::key<int>, std::string> && !stores<header, std::vector<int>>);
 static_assert(!stores<ctx::key<std::unique_ptr<int>>, std::unique_ptr<long>>);
+
+// Values are destroyed where nothing may throw, so those which say that they do, and keys which do, are refused.
+struct may_throw {
+  may_throw() = default;
+  may_throw(const may_throw&) = default;
+  ~may_throw() noexcept(false) {}
+};
+struct may_throw_too : may_throw {
+  using context_value = int;
+  bool operator==(const may_throw_too&) const { return true; }
+};
+struct of_may_throw : nameless {
+  using context_value = may_throw;
+};
+static_assert(!stores<ctx::key<may_throw>, may_throw> && !stores<of_may_throw, may_throw>);
+static_assert(none_is_a_key<may_throw_too>);
 
 // A value may go with a temporary context, so it can't be asked for one.
 template <class Context, class Key>
@@ -150,6 +167,9 @@ TEST_CASE("keys with the same name are different keys") {
   CHECK(*b.value(number) == 1);
   CHECK(*b.value(same_name) == 2);
   CHECK(std::string_view{same_name.name()} == number.name());
+  CHECK(to_string(b) == "background.with_value(number).with_value(number)");
+  constexpr static ctx::key<int> nameless_key{""};
+  CHECK(to_string(with_value(b, nameless_key, 3)).ends_with(".with_value()"));
 
   const std::array<ctx::key<int>, 2> neighbours{ctx::key<int>{"key"}, ctx::key<int>{"key"}};
   const context c = with_value(background(), neighbours[0], 1);

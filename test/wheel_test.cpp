@@ -109,8 +109,7 @@ class compared {
   bool check() const { return wheel_.check(); }
   entry* earliest() const { return timely_.empty() ? nullptr : timely_.begin()->second; }
   tick earliest_due() const {
-    return std::min(timely_.empty() ? never : timely_.begin()->first,
-                    late_.empty() ? never : late_.begin()->first);
+    return std::min(timely_.empty() ? never : timely_.begin()->first, late_.empty() ? never : late_.begin()->first);
   }
 
   void arm(entry& e, tick due) {
@@ -270,8 +269,7 @@ TEST_CASE("a deadline at the edge of a level is met to the tick") {
       const tick distance = slots > never / width ? never : width * slots;
       for (const tick start : {tick{0}, tick{1}, width - 1, width, distance - 1, 55 * year}) {
         for (const tick off : {-1, 0, 1}) {
-          const tick due = add(start, distance) == never ? never + std::min(off, tick{0})
-                                                         : start + distance + off;
+          const tick due = add(start, distance) == never ? never + std::min(off, tick{0}) : start + distance + off;
           CAPTURE(start);
           CAPTURE(due);
           wheel w;
@@ -311,7 +309,7 @@ TEST_CASE("neighbours on both sides of an edge come out one by one") {
 }
 
 TEST_CASE("one advance over years brings out all that is due, in order, and nothing else") {
-  const std::array dues{tick{0},   tick{1},   tick{64},   tick{1000},  second,     hour,
+  const std::array dues{tick{0},   tick{1},  tick{64},  tick{1000}, second,     hour,
                         24 * hour, 1 * year, 40 * year, 100 * year, 291 * year, never};
   std::array<wheel_entry, dues.size()> entries;
   wheel w;

@@ -22,9 +22,8 @@ struct access {
   }
 };
 
-CTX_API cancel_scope with_deadline(const context& parent, clock::time_point now,
-                                   clock::time_point deadline, std::exception_ptr cause,
-                                   std::source_location where, factory made_by);
+CTX_API cancel_scope with_deadline(const context& parent, clock::time_point now, clock::time_point deadline,
+                                   std::exception_ptr cause, std::source_location where, factory made_by);
 
 /// The same instant by `clock`, where the far future is `time_point::max()`.
 template <class Clock, class Duration>
@@ -70,10 +69,10 @@ class CTX_API after_func_state : public std::enable_shared_from_this<after_func_
 
   enum class registration { building, complete, leaving, gone };
 
-  std::atomic<bool> taken_{false};  // by start() or stop(), whichever is first
-  const thread_settings settings_;  // of the thread that called after_func
-  context ctx_;                     // immutable once start_when_done() returned
-  std::thread thread_;              // written by start(), which is over once on_done_ is gone
+  std::atomic<bool> taken_{false};                      // by start() or stop(), whichever is first
+  const thread_settings settings_;                      // of the thread that called after_func
+  context ctx_;                                         // immutable once start_when_done() returned
+  std::thread thread_;                                  // written by start(), which is over once on_done_ is gone
   std::optional<std::stop_callback<starter>> on_done_;  // destroyed by whoever made its state leaving
   std::atomic<registration> registration_{registration::building};
 };
@@ -113,12 +112,10 @@ bool context::wait_until(const std::chrono::time_point<Clock, Duration>& time) c
 }
 
 template <class Clock, class Duration>
-cancel_scope with_deadline(const context& parent,
-                           const std::chrono::time_point<Clock, Duration>& deadline,
+cancel_scope with_deadline(const context& parent, const std::chrono::time_point<Clock, Duration>& deadline,
                            std::exception_ptr cause, std::source_location where) {
   const clock::time_point at = detail::to_clock(deadline);
-  return detail::with_deadline(parent, clock::now(), at, std::move(cause), where,
-                               detail::factory::with_deadline);
+  return detail::with_deadline(parent, clock::now(), at, std::move(cause), where, detail::factory::with_deadline);
 }
 
 template <class Rep, class Period>
@@ -138,8 +135,7 @@ context with_value(const context& parent, const key<T>& key, V&& value) {
 template <value_key Key, class V>
   requires std::constructible_from<typename Key::context_value, V>
 context with_value(const context& parent, Key key, V&& value) {
-  return detail::add_value<detail::matched_value<Key>>(parent, std::move(key),
-                                                       std::forward<V>(value));
+  return detail::add_value<detail::matched_value<Key>>(parent, std::move(key), std::forward<V>(value));
 }
 
 template <class F>

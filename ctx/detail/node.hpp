@@ -87,7 +87,7 @@ class CTX_API node {
   void describe_factory(std::string& out) const;
 
  private:
-  node* parent_;  // owns: one reference; null for what derives from the background
+  node* parent_;                // owns: one reference; null for what derives from the background
   const void* const found_by_;  // borrows: keys outlive the contexts that use them
   std::atomic<std::uint32_t> references_;
   const factory made_by_;
@@ -110,7 +110,8 @@ class CTX_API alignas(8) completion : public node {
     // order: acquire pairs with the release in unlock(): whoever sees the end sees who caused it.
     const word state = state_.load(std::memory_order_acquire);
     const completion* herald = herald_of(state);
-    if (herald == nullptr) [[likely]] return false;
+    if (herald == nullptr) [[likely]]
+      return false;
     return (state & has_token) != 0 ? token_source_.stop_requested() : herald == this || herald->announced();
   }
 
@@ -145,8 +146,8 @@ class CTX_API alignas(8) completion : public node {
   // In front, where the node leaves room for them.
   static constexpr unsigned char cause_is_set = 0x80;
   std::atomic<unsigned char> error_{0};  // once claimed an errc; and of an origin, whether its cause is there for good
-  unsigned char registered_ = 0;  // guarded by `busy`; with whom: see cancelable
-  bool has_waiters_ = false;      // guarded by `busy`; immutable once claimed
+  unsigned char registered_ = 0;         // guarded by `busy`; with whom: see cancelable
+  bool has_waiters_ = false;             // guarded by `busy`; immutable once claimed
 
   std::atomic<word> state_{0};                       // written only by the holder of `busy`
   std::stop_source token_source_{std::nostopstate};  // guarded by `busy` until has_token is set

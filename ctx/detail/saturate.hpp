@@ -118,7 +118,8 @@ constexpr whole_time rounded(const std::chrono::duration<Rep, Period>& d) noexce
 
   auto time = tick_length<Period::num, Period::den>.times(count);
   const bool negative = count < count_type{};
-  if ((time.parts != 0 || time.more) && negative == (To == toward::negative)) time = time + decltype(time){0, 1, 0, false};
+  if ((time.parts != 0 || time.more) && negative == (To == toward::negative))
+    time = time + decltype(time){0, 1, 0, false};
   // Half of what fits, so that two of these can be subtracted.
   const auto seconds = static_cast<std::int64_t>(std::min<std::uint64_t>(time.seconds, 1ULL << 62));
   const auto nanoseconds = static_cast<std::int64_t>(time.nanoseconds);
@@ -145,7 +146,7 @@ constexpr std::chrono::nanoseconds floor_saturate(const std::chrono::duration<Re
 /// this call, not before, or the sum is early. Throws as `ceil_saturate` does, and as `Clock::now()` does.
 template <class Clock, class Duration>
 std::chrono::nanoseconds until(const std::chrono::time_point<Clock, Duration>& tp) noexcept(
-    integer<typename Duration::rep> && integer<typename Clock::rep> && noexcept(Clock::now())) {
+    integer<typename Duration::rep>&& integer<typename Clock::rep>&& noexcept(Clock::now())) {
   const whole_time at = rounded<toward::positive>(tp.time_since_epoch());
   const whole_time now = rounded<toward::negative>(Clock::now().time_since_epoch());
   const std::chrono::nanoseconds limit = at.saturate();

@@ -83,9 +83,7 @@ class matched_value final : public matched_node {
 
   template <class V>
   matched_value(node* parent, const completion* nearest, Key key, V&& value)
-      : matched_node{parent, nearest, typeid(Key)},
-        key_(std::move(key)),
-        value_(std::forward<V>(value)) {}
+      : matched_node{parent, nearest, typeid(Key)}, key_(std::move(key)), value_(std::forward<V>(value)) {}
 
   /// The nearest value at or above `from` under a key that equals this one, null where there is none.
   static const value_type* find(const node* from, const Key& key) noexcept {

@@ -30,24 +30,23 @@ clock::time_point deadline_of(const node* from, bool& found) noexcept {
   return at;
 }
 
-/// The context whose own deadline, at `at`, governs `from`.
-timed& holder_of(node* from, clock::time_point at) noexcept {
-  for (;;) {
+/// The context whose own deadline, at `at`, governs `from`; null where that is `time_point::max()`, never.
+timed* holder_of(node* from, clock::time_point at) noexcept {
+  while (from != nullptr) {
     if (from->made_by() == factory::with_deadline || from->made_by() == factory::with_timeout) {
-      auto& holder = static_cast<timed&>(*from);
-      if (holder.has_own_deadline() && holder.due() == at) return holder;
+      auto* const holder = static_cast<timed*>(from);
+      if (holder->has_own_deadline() && holder->due() == at) return holder;
     }
     bool first_has = true;
     const bool is_of_second =
         from->made_by() == factory::merge && (deadline_of(from->parent(), first_has) != at || !first_has);
     from = is_of_second ? from->second_parent() : from->parent();
   }
+  return nullptr;
 }
 
 /// Takes over the two references that `made` was born with.
-cancel_scope scope_of(cancelable* made) noexcept {
-  return {access::make(made, made), access::make(made)};
-}
+cancel_scope scope_of(cancelable* made) noexcept { return {access::make(made, made), access::make(made)}; }
 
 void retain(node* parent) noexcept {
   if (parent != nullptr) parent->retain();
@@ -77,14 +76,13 @@ cancel_scope with_deadline(const context& parent, clock::time_point now, clock::
   const bool passed = deadline <= now;
   const bool own = deadline < governing;
   if (own && !passed) timer::instance().start();
-  // The timer may not have come to it yet.
   if (passed && has_deadline && governing <= deadline) {
-    holder_of(above, governing).end(errc::deadline_exceeded, nullptr, nullptr);
+    // The timer may not have come to it yet.
+    if (timed* const holder = holder_of(above, governing)) holder->end(errc::deadline_exceeded, nullptr, nullptr);
   }
   if (cancelable* const up = nearest(parent)) up->expect_children();
 
-  auto* const made = new timed{above, made_by, where, std::min(deadline, governing), own,
-                               std::move(cause)};
+  auto* const made = new timed{above, made_by, where, std::min(deadline, governing), own, std::move(cause)};
   retain(above);
   made->enter(now);
   if (passed) made->end(errc::deadline_exceeded, nullptr, nullptr);

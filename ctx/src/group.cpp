@@ -39,10 +39,7 @@ group::group(const ctx::context& parent, std::source_location where)
     : limit_{0}, where_{where}, scope_{with_cancel(parent, where)} {}
 
 group::group(const ctx::context& parent, std::size_t limit, std::source_location where)
-    : limit_{checked(limit)},
-      where_{where},
-      scope_{with_cancel(parent, where)},
-      done_{scope_.ctx.stop_token()} {}
+    : limit_{checked(limit)}, where_{where}, scope_{with_cancel(parent, where)}, done_{scope_.ctx.stop_token()} {}
 
 group::~group() {
   scope_.cancel(where_);

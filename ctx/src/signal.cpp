@@ -51,37 +51,66 @@ namespace {
 
 std::string name_of(int number) {
   switch (number) {
-    case SIGABRT: return "SIGABRT";
-    case SIGFPE: return "SIGFPE";
-    case SIGILL: return "SIGILL";
-    case SIGINT: return "SIGINT";
-    case SIGSEGV: return "SIGSEGV";
-    case SIGTERM: return "SIGTERM";
+    case SIGABRT:
+      return "SIGABRT";
+    case SIGFPE:
+      return "SIGFPE";
+    case SIGILL:
+      return "SIGILL";
+    case SIGINT:
+      return "SIGINT";
+    case SIGSEGV:
+      return "SIGSEGV";
+    case SIGTERM:
+      return "SIGTERM";
 #if !defined(_WIN32)
-    case SIGALRM: return "SIGALRM";
-    case SIGBUS: return "SIGBUS";
-    case SIGCHLD: return "SIGCHLD";
-    case SIGCONT: return "SIGCONT";
-    case SIGHUP: return "SIGHUP";
-    case SIGKILL: return "SIGKILL";
-    case SIGPIPE: return "SIGPIPE";
-    case SIGPROF: return "SIGPROF";
-    case SIGQUIT: return "SIGQUIT";
-    case SIGSTOP: return "SIGSTOP";
-    case SIGSYS: return "SIGSYS";
-    case SIGTRAP: return "SIGTRAP";
-    case SIGTSTP: return "SIGTSTP";
-    case SIGTTIN: return "SIGTTIN";
-    case SIGTTOU: return "SIGTTOU";
-    case SIGURG: return "SIGURG";
-    case SIGUSR1: return "SIGUSR1";
-    case SIGUSR2: return "SIGUSR2";
-    case SIGVTALRM: return "SIGVTALRM";
-    case SIGWINCH: return "SIGWINCH";
-    case SIGXCPU: return "SIGXCPU";
-    case SIGXFSZ: return "SIGXFSZ";
+    case SIGALRM:
+      return "SIGALRM";
+    case SIGBUS:
+      return "SIGBUS";
+    case SIGCHLD:
+      return "SIGCHLD";
+    case SIGCONT:
+      return "SIGCONT";
+    case SIGHUP:
+      return "SIGHUP";
+    case SIGKILL:
+      return "SIGKILL";
+    case SIGPIPE:
+      return "SIGPIPE";
+    case SIGPROF:
+      return "SIGPROF";
+    case SIGQUIT:
+      return "SIGQUIT";
+    case SIGSTOP:
+      return "SIGSTOP";
+    case SIGSYS:
+      return "SIGSYS";
+    case SIGTRAP:
+      return "SIGTRAP";
+    case SIGTSTP:
+      return "SIGTSTP";
+    case SIGTTIN:
+      return "SIGTTIN";
+    case SIGTTOU:
+      return "SIGTTOU";
+    case SIGURG:
+      return "SIGURG";
+    case SIGUSR1:
+      return "SIGUSR1";
+    case SIGUSR2:
+      return "SIGUSR2";
+    case SIGVTALRM:
+      return "SIGVTALRM";
+    case SIGWINCH:
+      return "SIGWINCH";
+    case SIGXCPU:
+      return "SIGXCPU";
+    case SIGXFSZ:
+      return "SIGXFSZ";
 #endif
-    default: break;
+    default:
+      break;
   }
 #if defined(SIGRTMIN)
   if (number >= SIGRTMIN && number <= SIGRTMAX) return "SIGRTMIN+" + std::to_string(number - SIGRTMIN);
@@ -122,8 +151,9 @@ signal_set to_set(std::initializer_list<int> signals) {
   signal_set set;
   for (const int number : signals) {
     if (!can_be_caught(number)) {
-      throw std::system_error{std::make_error_code(std::errc::invalid_argument),
-                              "ctx::with_signals: can't catch " + name_of(number) + " (" + std::to_string(number) + ')'};
+      throw std::system_error{
+          std::make_error_code(std::errc::invalid_argument),
+          "ctx::with_signals: can't catch " + name_of(number) + " (" + std::to_string(number) + ')'};
     }
     set.set(static_cast<std::size_t>(number));
   }
@@ -334,8 +364,7 @@ void signal_watcher::after_fork_in_child() noexcept {
     complete_handler(number, count_[static_cast<std::size_t>(number)] > 0);
   }
   // A callback on the watcher's thread may fork: then that is the thread which lives on.
-  const bool thread_is_gone =
-      started_ && thread_.get_id() != std::this_thread::get_id();
+  const bool thread_is_gone = started_ && thread_.get_id() != std::this_thread::get_id();
   if (thread_is_gone) {
     // What belongs to the thread is left as it is, without destroying it, and made anew.
     std::construct_at(&thread_);
@@ -373,9 +402,7 @@ void signaled::disarm() noexcept { signal_watcher::instance().remove(*this); }
 void signaled::describe(std::string& out) const {
   out += "with_signals(";
   const char* separator = "";
-  for_each(signals_, [&](int number) {
-    out += std::exchange(separator, ", ") + name_of(number);
-  });
+  for_each(signals_, [&](int number) { out += std::exchange(separator, ", ") + name_of(number); });
   out += ')';
 }
 

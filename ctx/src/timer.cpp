@@ -238,8 +238,8 @@ void timer::after_fork_in_parent() noexcept {
 void timer::after_fork_in_child() noexcept {
   // A callback on the timer's thread may fork: then that is the thread which lives on.
   // order: relaxed suffices here and below; the child has one thread.
-  const bool thread_is_gone = started_.load(std::memory_order_relaxed) &&
-                              thread_.get_id() != std::this_thread::get_id();
+  const bool thread_is_gone =
+      started_.load(std::memory_order_relaxed) && thread_.get_id() != std::this_thread::get_id();
   timed* interrupted = nullptr;
   if (thread_is_gone) {
     // What belongs to the thread is left as it is, without destroying it, and made anew.

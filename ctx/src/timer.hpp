@@ -85,12 +85,12 @@ class timer {
   std::mutex starting_;  // held while the thread is started; taken before mutex_
   std::atomic<bool> started_{false};
 
-  std::mutex mutex_;                 // taken before that of a shard
-  std::atomic<tick> asleep_until_;   // written with mutex_ held; in the past while awake
-  clock::time_point advance_until_;  // guarded by mutex_; where a manual clock is to go
-  clock::time_point advanced_to_;    // guarded by mutex_; up to where all that fell due has ended
-  timed* ending_ = nullptr;          // guarded by mutex_; out of the wheel, and not known to have ended
-  std::condition_variable wake_;     // for the thread
+  std::mutex mutex_;                  // taken before that of a shard
+  std::atomic<tick> asleep_until_;    // written with mutex_ held; in the past while awake
+  clock::time_point advance_until_;   // guarded by mutex_; where a manual clock is to go
+  clock::time_point advanced_to_;     // guarded by mutex_; up to where all that fell due has ended
+  timed* ending_ = nullptr;           // guarded by mutex_; out of the wheel, and not known to have ended
+  std::condition_variable wake_;      // for the thread
   std::condition_variable advanced_;  // for advance_by()
   std::jthread thread_;               // never joined; see above
 };

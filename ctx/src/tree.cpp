@@ -1,9 +1,9 @@
-#include <ctx/src/tree.hpp>
-#include <ctx/src/platform.hpp>
-#include <ctx/src/timer.hpp>
-#include <ctx/src/waiting.hpp>
 #include <ctx/detail/saturate.hpp>
 #include <ctx/detail/value_node.hpp>
+#include <ctx/src/platform.hpp>
+#include <ctx/src/timer.hpp>
+#include <ctx/src/tree.hpp>
+#include <ctx/src/waiting.hpp>
 
 #include <algorithm>
 #include <mutex>
@@ -52,23 +52,37 @@ void node::release(node* last) noexcept {
   }
 }
 
-node::deadline_source node::deadline(clock::time_point&) const noexcept {
-  return deadline_source::parent;
-}
+node::deadline_source node::deadline(clock::time_point&) const noexcept { return deadline_source::parent; }
 
 void node::describe(std::string& out) const { describe_factory(out); }
 
 void node::describe_factory(std::string& out) const {
   switch (made_by_) {
-    case factory::todo: out += "todo"; break;
+    case factory::todo:
+      out += "todo";
+      break;
     case factory::with_value:
-    case factory::with_matched_value: out += "with_value"; break;
-    case factory::without_cancel: out += "without_cancel"; break;
-    case factory::with_cancel: out += "with_cancel"; break;
-    case factory::with_deadline: out += "with_deadline"; break;
-    case factory::with_timeout: out += "with_timeout"; break;
-    case factory::with_stop_token: out += "with_stop_token"; break;
-    case factory::merge: out += "merge"; break;
+    case factory::with_matched_value:
+      out += "with_value";
+      break;
+    case factory::without_cancel:
+      out += "without_cancel";
+      break;
+    case factory::with_cancel:
+      out += "with_cancel";
+      break;
+    case factory::with_deadline:
+      out += "with_deadline";
+      break;
+    case factory::with_timeout:
+      out += "with_timeout";
+      break;
+    case factory::with_stop_token:
+      out += "with_stop_token";
+      break;
+    case factory::merge:
+      out += "merge";
+      break;
   }
 }
 
@@ -107,14 +121,14 @@ struct operation {
     return each != nullptr;
   }
 
-  list_entry self;                   // of the origin, without a reference: its owner has one
-  list_entry* claimed_last;          // self, then what was claimed and needs more than that
-  list_entry* heard_last = &self;    // self, then those of them with somebody to tell
-  list_entry* conflicts = nullptr;   // children that other operations had claimed before, one for each of these
+  list_entry self;                  // of the origin, without a reference: its owner has one
+  list_entry* claimed_last;         // self, then what was claimed and needs more than that
+  list_entry* heard_last = &self;   // self, then those of them with somebody to tell
+  list_entry* conflicts = nullptr;  // children that other operations had claimed before, one for each of these
   list_entry* to_announce = &self;
   bool swept = false;
-  bool alone = false;                // nobody below, nobody to tell: then the rest is not used, but for
-  unsigned char registered = 0;      // the origin's registrations
+  bool alone = false;            // nobody below, nobody to tell: then the rest is not used, but for
+  unsigned char registered = 0;  // the origin's registrations
 };
 
 /// The origins of the operations that a call of help() has come to, the last first.
@@ -180,8 +194,7 @@ cancelable* cancelable::unvisited_conflict(const help_chain& visited) noexcept {
   return found;
 }
 
-bool cancelable::end(errc error, std::exception_ptr cause,
-                     const std::source_location* where) noexcept {
+bool cancelable::end(errc error, std::exception_ptr cause, const std::source_location* where) noexcept {
   operation work{*this};
   if (!claim_all(work, error, std::move(cause), where)) {
     ensure_done();
@@ -215,7 +228,7 @@ bool cancelable::claim_all(operation& work, errc error, std::exception_ptr cause
   }
   work.alone = (state & has_children) == 0 && !has_audience(state);
   if (work.alone) work.registered = std::exchange(registered_, none);
-  if (error == errc::canceled) cause_.swap(cause);  // what was in it goes at the return, unlocked
+  if (error == errc::canceled) std::swap(cause_, cause);  // what was in it goes at the return, unlocked
   if (where != nullptr) where_ = *where;
   state = claim_as_origin(error, work.alone ? nullptr : &work, state);
   unlock(state);
@@ -279,8 +292,7 @@ void cancelable::parent_ended(cancelable& parent, link<OnEnd>& link, unsigned ch
     return;
   }
   cancelable& origin = parent.origin();
-  const bool listed = claiming ? (state & has_children) != 0 || has_audience(state) ||
-                                     registered_ != bit
+  const bool listed = claiming ? (state & has_children) != 0 || has_audience(state) || registered_ != bit
                                : &this->origin() != &origin && !origin.operation_->ran_into(this->origin());
   // Without a reference left, the node is about to be detached by the thread that dropped the last
   // one, and nobody is below it or waiting. It is left as it was, for that thread to take off its parents.
@@ -380,8 +392,7 @@ unsigned char cancelable::register_with(cancelable& parent, link<OnEnd>& link, O
     return none;
   }
   // Not claimed after expect_children() means that the source is there.
-  ::new (static_cast<void*>(&link.registration))
-      std::stop_callback<OnEnd>{parent.children_source_.get_token(), on_end};
+  ::new (static_cast<void*>(&link.registration)) std::stop_callback<OnEnd>{parent.children_source_.get_token(), on_end};
   return bit;
 }
 
@@ -474,9 +485,7 @@ std::stop_token cancelable::stop_token() {
   const auto shared = [](word state) -> const cancelable* {
     const auto* const herald = static_cast<const cancelable*>(herald_of(state));
     // order: acquire, as in done().
-    return herald != nullptr && (herald->state_.load(std::memory_order_acquire) & has_token) != 0
-               ? herald
-               : nullptr;
+    return herald != nullptr && (herald->state_.load(std::memory_order_acquire) & has_token) != 0 ? herald : nullptr;
   };
   std::stop_source made{std::nostopstate};
   if (shared(seen) == nullptr) made = std::stop_source{};
@@ -504,7 +513,7 @@ std::exception_ptr cancelable::cause() const noexcept {
     std::exception_ptr made = from.make_cause();
     const word state = from.lock();
     if (from.cause_ == nullptr) {
-      from.cause_.swap(made);
+      std::swap(from.cause_, made);
       const unsigned error = from.error_.load(std::memory_order_relaxed);
       // order: release pairs with the acquire above.
       from.error_.store(static_cast<unsigned char>(error | cause_is_set), std::memory_order_release);
@@ -546,8 +555,8 @@ void append_seconds(std::string& out, clock::duration time) {
 
 }  // namespace
 
-timed::timed(node* parent, factory made_by, std::source_location where, clock::time_point due,
-             bool own, std::exception_ptr cause) noexcept
+timed::timed(node* parent, factory made_by, std::source_location where, clock::time_point due, bool own,
+             std::exception_ptr cause) noexcept
     : cancelable{parent, made_by, where, std::move(cause)}, own_{own} {
   due_ = due.time_since_epoch().count();
 }
@@ -575,8 +584,8 @@ void timed::disarm() noexcept {
 
 // Merges
 
-merged::merged(node* first, node* second, cancelable* second_nearest,
-               std::source_location where, clock::time_point deadline, bool has_deadline) noexcept
+merged::merged(node* first, node* second, cancelable* second_nearest, std::source_location where,
+               clock::time_point deadline, bool has_deadline) noexcept
     : cancelable{first, factory::merge, where},
       deadline_{deadline},
       has_deadline_{has_deadline},
@@ -592,8 +601,7 @@ node::deadline_source merged::deadline(clock::time_point& at) const noexcept {
 unsigned char merged::register_with_parents() noexcept {
   const unsigned char first = cancelable::register_with_parents();
   const unsigned char second =
-      second_nearest_ != nullptr ? register_with(*second_nearest_, second_, on_second_end{this}, on_second)
-                                 : none;
+      second_nearest_ != nullptr ? register_with(*second_nearest_, second_, on_second_end{this}, on_second) : none;
   return static_cast<unsigned char>(first | second);
 }
 

@@ -55,9 +55,9 @@ class timer;
 
 /// A node's place in the lists of an operation.
 struct list_entry {
-  cancelable* child;                // owns: one reference
-  list_entry* next = nullptr;       // in the order in which nodes were claimed
-  list_entry* next_heard = nullptr; // the same, of those with somebody to tell
+  cancelable* child;                 // owns: one reference
+  list_entry* next = nullptr;        // in the order in which nodes were claimed
+  list_entry* next_heard = nullptr;  // the same, of those with somebody to tell
 };
 
 /// The storage of a child's registration on a parent. Once the registration has fired and was
@@ -74,11 +74,8 @@ union link {
 class cancelable : public completion {
  public:
   /// A child of `parent`, born with two references: its context's and its cancel_func's.
-  cancelable(node* parent, factory made_by, std::source_location where,
-             std::exception_ptr deadline_cause = {}) noexcept
-      : completion{parent, made_by, 2},
-        cause_{std::move(deadline_cause)},
-        where_{where} {}
+  cancelable(node* parent, factory made_by, std::source_location where, std::exception_ptr deadline_cause = {}) noexcept
+      : completion{parent, made_by, 2}, cause_{std::move(deadline_cause)}, where_{where} {}
 
   cancelable* nearest_cancelable() const noexcept final { return const_cast<cancelable*>(this); }
 
@@ -128,9 +125,7 @@ class cancelable : public completion {
   static constexpr unsigned char on_token = 4;   // driven::on_stop_
 
   // Whether anything else can end it, besides itself and one parent.
-  bool has_two_causes() const noexcept {
-    return made_by() == factory::merge || made_by() == factory::with_stop_token;
-  }
+  bool has_two_causes() const noexcept { return made_by() == factory::merge || made_by() == factory::with_stop_token; }
 
   // What the kinds of nodes do in their own way.
   virtual unsigned char register_with_parents() noexcept;
@@ -144,8 +139,7 @@ class cancelable : public completion {
   void unlock(word state) noexcept;
 
   template <class OnEnd>
-  unsigned char register_with(cancelable& parent, link<OnEnd>& link, OnEnd on_end,
-                              unsigned char bit) noexcept;
+  unsigned char register_with(cancelable& parent, link<OnEnd>& link, OnEnd on_end, unsigned char bit) noexcept;
   template <class OnEnd>
   void parent_ended(cancelable& parent, link<OnEnd>& link, unsigned char bit) noexcept;
 
@@ -178,8 +172,8 @@ class cancelable : public completion {
   std::exception_ptr make_cause() const;
 
   std::stop_source children_source_{std::nostopstate};  // guarded by the lock until has_children is set
-  link<on_parent_end> first_;  // its registration while on_first is in registered_, else its list entry
-  union {                      // guarded by the lock
+  link<on_parent_end> first_;         // its registration while on_first is in registered_, else its list entry
+  union {                             // guarded by the lock
     operation* operation_ = nullptr;  // of an origin: the operation while it runs, else null
     cancelable* origin_;              // of what else is claimed: borrows: its ancestor
   };
@@ -217,8 +211,8 @@ class timed final : public cancelable, public wheel_entry {
 class merged final : public cancelable {
  public:
   /// `second_nearest` is null where the second parent can't be canceled, or only with the first.
-  merged(node* first, node* second, cancelable* second_nearest, std::source_location where,
-         clock::time_point deadline, bool has_deadline) noexcept;
+  merged(node* first, node* second, cancelable* second_nearest, std::source_location where, clock::time_point deadline,
+         bool has_deadline) noexcept;
 
   deadline_source deadline(clock::time_point& at) const noexcept override;
 
@@ -256,7 +250,9 @@ class driven final : public cancelable {
   void unlink(unsigned char registered) noexcept override;
 
   std::stop_token token_;  // until on_stop_ takes it over
-  union { std::stop_callback<on_stop> on_stop_; };
+  union {
+    std::stop_callback<on_stop> on_stop_;
+  };
 };
 
 /// Announces what the operation that ended `origin` has left to announce, if it still runs.

@@ -104,7 +104,8 @@ bool wait_until(cancelable* on, clock::time_point until) {
   const bool live = on == nullptr || on->expect_waiters();
   if (!live || lot.wait(self, until)) {
     // Claimed. That is announced at once, or after the callbacks on what is above: mostly before the first look.
-    for (clock::duration pause{0}; !is_done() && clock::now() < until; pause = std::min(2 * pause + 10us, pause_limit)) {
+    for (clock::duration pause{0}; !is_done() && clock::now() < until;
+         pause = std::min(2 * pause + 10us, pause_limit)) {
       std::this_thread::sleep_for(pause);
     }
   }

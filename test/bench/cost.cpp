@@ -296,34 +296,38 @@ void add_trees() {
   for (const std::size_t size : sizes{1, 10, 100, 1'000, 10'000, 100'000, 1'000'000}) {
     const std::size_t count = std::max<std::size_t>(size, 10'000);
     add_manual(numbered(prefix + "create/children", size), [=](State& state) {
-      repeat_on(state, count, [&] { return families<Of>(size); },
-                [&](auto& all) {
-                  for (auto& each : all) each.make_children(size);
-                });
+      repeat_on(
+          state, count, [&] { return families<Of>(size); },
+          [&](auto& all) {
+            for (auto& each : all) each.make_children(size);
+          });
     });
     add_manual(numbered(prefix + "cancel/children", size), [=](State& state) {
-      repeat_on(state, count, [&] { return with_children(size); }, cancel_all);
+      repeat_on(
+          state, count, [&] { return with_children(size); }, cancel_all);
     });
     add_manual(numbered(prefix + "destroy/children", size), [=](State& state) {
-      repeat_on(state, count,
-                [&] {
-                  auto all = with_children(size);
-                  cancel_all(all);
-                  return all;
-                },
-                [](auto& all) {
-                  for (auto& each : all) each.members.clear();
-                });
+      repeat_on(
+          state, count,
+          [&] {
+            auto all = with_children(size);
+            cancel_all(all);
+            return all;
+          },
+          [](auto& all) {
+            for (auto& each : all) each.members.clear();
+          });
     });
     if (size > 100'000) continue;
     add_manual(numbered(prefix + "cancel/chain", size), [=](State& state) {
-      repeat_on(state, count,
-                [&] {
-                  auto all = families<Of>(size);
-                  for (auto& each : all) each.make_chain(size);
-                  return all;
-                },
-                cancel_all);
+      repeat_on(
+          state, count,
+          [&] {
+            auto all = families<Of>(size);
+            for (auto& each : all) each.make_chain(size);
+            return all;
+          },
+          cancel_all);
     });
   }
 }
@@ -332,25 +336,26 @@ void add_trees() {
 void add_bytes() {
   add_manual("ctx:bytes/child", [](State& state) {
     const std::size_t count = 100'000;
-    repeat_on(state, count, [&] { return families<of_ctx>(count); },
-              [&](auto& all) { all.front().make_children(count); });
+    repeat_on(
+        state, count, [&] { return families<of_ctx>(count); }, [&](auto& all) { all.front().make_children(count); });
   });
   add_manual("raw:bytes/child", [](State& state) {
     const std::size_t count = 100'000;
-    repeat_on(state, count, [&] { return families<of_raw>(count); },
-              [&](auto& all) { all.front().make_children(count); });
+    repeat_on(
+        state, count, [&] { return families<of_raw>(count); }, [&](auto& all) { all.front().make_children(count); });
   });
   add_manual("ctx:bytes/timeout", [](State& state) {
     const std::size_t count = 100'000;
-    repeat_on(state, count,
-              [&] {
-                std::vector<ctx::cancel_scope> all;
-                all.reserve(count);
-                return all;
-              },
-              [&](auto& all) {
-                for (std::size_t i = 0; i < count; ++i) all.push_back(ctx::with_timeout({}, 1h));
-              });
+    repeat_on(
+        state, count,
+        [&] {
+          std::vector<ctx::cancel_scope> all;
+          all.reserve(count);
+          return all;
+        },
+        [&](auto& all) {
+          for (std::size_t i = 0; i < count; ++i) all.push_back(ctx::with_timeout({}, 1h));
+        });
   });
 }
 
@@ -386,20 +391,22 @@ void add_timers() {
   for (const std::size_t count : sizes{1'000, 1'000'000}) {
     add_manual(numbered("ctx:arm/timers", count), [count](State& state) {
       const auto timeouts = random_timeouts(count);
-      repeat_on(state, count,
-                [&] {
-                  std::vector<ctx::cancel_scope> scopes;
-                  scopes.reserve(count);
-                  return scopes;
-                },
-                [&](auto& scopes) { arm_all(scopes, timeouts); });
+      repeat_on(
+          state, count,
+          [&] {
+            std::vector<ctx::cancel_scope> scopes;
+            scopes.reserve(count);
+            return scopes;
+          },
+          [&](auto& scopes) { arm_all(scopes, timeouts); });
     });
     add_manual(numbered("ctx:disarm/timers", count), [count](State& state) {
       const auto order = random_order(count);
-      repeat_on(state, count, [&] { return live_timers(count); },
-                [&](auto& scopes) {
-                  for (const std::size_t i : order) scopes[i].cancel();
-                });
+      repeat_on(
+          state, count, [&] { return live_timers(count); },
+          [&](auto& scopes) {
+            for (const std::size_t i : order) scopes[i].cancel();
+          });
     });
   }
   // A thousand more beside those that live, in the memory of the thousand before them, as in a program that has
@@ -411,15 +418,17 @@ void add_timers() {
       const auto timeouts = random_timeouts(count);
       std::vector<ctx::cancel_scope> scopes;
       scopes.reserve(count);
-      repeat_on(state, count, [&] { return scopes.clear(), &scopes; }, [&](auto* made) { arm_all(*made, timeouts); });
+      repeat_on(
+          state, count, [&] { return scopes.clear(), &scopes; }, [&](auto* made) { arm_all(*made, timeouts); });
     });
     add_manual(numbered("ctx:disarm/live", live), [live](State& state) {
       const auto others = live_timers(live);
       const auto order = random_order(count);
-      repeat_on(state, count, [&] { return live_timers(count); },
-                [&](auto& scopes) {
-                  for (const std::size_t i : order) scopes[i].cancel();
-                });
+      repeat_on(
+          state, count, [&] { return live_timers(count); },
+          [&](auto& scopes) {
+            for (const std::size_t i : order) scopes[i].cancel();
+          });
     });
   }
   for (const std::size_t count : sizes{1, 10, 100, 1'000, 10'000, 100'000, 1'000'000}) {
@@ -485,9 +494,7 @@ void add_benchmarks_of_go() {
 
   for (const std::size_t depth : sizes{1, 10, 100, 1'000}) {
     const std::string name = numbered("ctx:cancel_tree/depth", depth) + "/root=";
-    add(name + "background", [depth](State& state) {
-      repeat(state, [&] { tree({}, depth); });
-    });
+    add(name + "background", [depth](State& state) { repeat(state, [&] { tree({}, depth); }); });
     add(name + "open", [depth](State& state) {
       repeat(state, [&] {
         auto scope = ctx::with_cancel({});

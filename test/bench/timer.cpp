@@ -111,7 +111,8 @@ void spread(double scale) {
   const double cpu_after = cpu_milliseconds();
 
   const auto early = std::count_if(lateness.begin(), lateness.end(), [](auto late) { return late < 0ns; });
-  std::printf(R"({"p50": %.2f, "p99": %.2f, "early": %td, "cpu": %.1f, "cpu_expiring": %.1f, "armed_in_time": %s})" "\n",
+  std::printf(R"({"p50": %.2f, "p99": %.2f, "early": %td, "cpu": %.1f, "cpu_expiring": %.1f, "armed_in_time": %s})"
+              "\n",
               microseconds(percentile(lateness, 0.5)), microseconds(percentile(lateness, 0.99)), early,
               cpu_after - cpu_before, cpu_after - cpu_armed, in_time ? "true" : "false");
 }
@@ -139,7 +140,8 @@ class sleeper {
       start_.acquire();
       if (!due_) return;
       const auto since_boot = due_->time_since_epoch().count();
-      const timespec until{static_cast<time_t>(since_boot / 1'000'000'000), static_cast<long>(since_boot % 1'000'000'000)};
+      const timespec until{static_cast<time_t>(since_boot / 1'000'000'000),
+                           static_cast<long>(since_boot % 1'000'000'000)};
       while (::clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, nullptr) != 0) {
       }
       late_ = ctx::clock::now() - *due_;
@@ -167,10 +169,10 @@ void single(double scale) {
       const auto scope = ctx::with_deadline(ctx::background(), due);
       std::binary_semaphore end{0};
       const std::stop_callback observe{scope.ctx.stop_token(), [&] {
-        of_callback[i] = ctx::clock::now() - due;
-        slack = ::prctl(PR_GET_TIMERSLACK);  // of the timer's thread, which runs this
-        end.release();
-      }};
+                                         of_callback[i] = ctx::clock::now() - due;
+                                         slack = ::prctl(PR_GET_TIMERSLACK);  // of the timer's thread, which runs this
+                                         end.release();
+                                       }};
       end.acquire();
     }
     {
@@ -181,7 +183,8 @@ void single(double scale) {
     }
     of_system[i] = system.lateness(ctx::clock::now() + 10ms);
   }
-  std::printf(R"({"p50": %.2f, "wait_p50": %.2f, "system_p50": %.2f, "slack": %d, "own_slack": %d})" "\n",
+  std::printf(R"({"p50": %.2f, "wait_p50": %.2f, "system_p50": %.2f, "slack": %d, "own_slack": %d})"
+              "\n",
               microseconds(percentile(of_callback, 0.5)), microseconds(percentile(of_wait, 0.5)),
               microseconds(percentile(of_system, 0.5)), slack, ::prctl(PR_GET_TIMERSLACK));
 }
@@ -194,7 +197,9 @@ void idle(double scale) {
   sleep_for(200ms);
   const std::uint64_t before = wake_ups_of_others();
   sleep_for(std::chrono::duration_cast<nanoseconds>(5s * scale));
-  std::printf(R"({"wake_ups": %ju})" "\n", static_cast<std::uintmax_t>(wake_ups_of_others() - before));
+  std::printf(R"({"wake_ups": %ju})"
+              "\n",
+              static_cast<std::uintmax_t>(wake_ups_of_others() - before));
 }
 
 void busy(double scale) {
@@ -219,7 +224,8 @@ void busy(double scale) {
     }
   }
   const std::chrono::duration<double> seconds = ctx::clock::now() - start;
-  std::printf(R"({"wake_ups": %.1f, "replaced": %.0f})" "\n",
+  std::printf(R"({"wake_ups": %.1f, "replaced": %.0f})"
+              "\n",
               static_cast<double>(wake_ups_of_others() - before) / seconds.count(),
               static_cast<double>(replaced) / seconds.count());
   std::fflush(nullptr);

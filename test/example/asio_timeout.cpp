@@ -51,9 +51,8 @@ auto until_done(const ctx::context& c, const asio::any_io_executor& executor, Ha
     });
   };
   const auto at_end = std::make_shared<std::stop_callback<decltype(emit)>>(c.stop_token(), std::move(emit));
-  return asio::bind_cancellation_slot(signal->slot(), [signal, at_end, handler](auto... results) {
-    handler(std::move(results)...);
-  });
+  return asio::bind_cancellation_slot(signal->slot(),
+                                      [signal, at_end, handler](auto... results) { handler(std::move(results)...); });
 }
 
 /// Reads lines in either style, and prints them.

@@ -3,6 +3,7 @@ only the whole program against its real peer shows. Nothing depends on how fast 
 printed, and asserted from below only, but for a guard against a hang."""
 
 import contextlib
+import re
 import subprocess
 import sys
 import threading
@@ -49,6 +50,51 @@ def finish(process):
 def run(*words, **options):
     with started(*words, **options) as process:
         return finish(process)
+
+
+class Log:
+    """What a server says on stderr, by log.hpp: lines of time, id and text. Read by a thread of its own."""
+
+    def __init__(self, process):
+        self.lines = []
+        self.more = threading.Condition()
+        self.process = process
+        self.thread = threading.Thread(target=self.read)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.thread.join()
+
+    def read(self):
+        for line in self.process.stderr:
+            found = re.fullmatch(r"(\d+\.\d+) (\S+) (.*)\n", line)
+            with self.more:
+                self.lines.append((float(found[1]), found[2], found[3]) if found else (0, "", line))
+                self.more.notify_all()
+        with self.more:
+            self.lines.append((0, "", "end of log"))
+            self.more.notify_all()
+
+    def wait(self, condition):
+        """The first line that meets a condition."""
+        seen = 0
+        while True:
+            for line in self.lines[seen:]:
+                if condition(line):
+                    return line
+                seen += 1
+            self.wait_until(lambda: len(self.lines) > seen)
+
+    def wait_until(self, condition):
+        with self.more:
+            assert self.more.wait_for(condition, GUARD), f"waited too long, after {self.lines[-20:]}"
+
+    def says(self, id, what):
+        return self.wait(lambda line: line[1] == id and what in line[2])
 
 
 def main():

@@ -61,9 +61,7 @@ void print_squares(const ctx::context& parent, number limit, number wanted) {
   }
 }
 
-auto threads() {
-  return std::distance(std::filesystem::directory_iterator{"/proc/self/task"}, {});
-}
+auto threads() { return std::distance(std::filesystem::directory_iterator{"/proc/self/task"}, {}); }
 
 }  // namespace
 

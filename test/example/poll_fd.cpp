@@ -52,8 +52,7 @@ struct descriptor {
 class done_fd {
  public:
   explicit done_fd(const ctx::context& c)
-      : event_{checked(::eventfd(0, EFD_CLOEXEC), "eventfd")},
-        on_end_{c.stop_token(), signal{event_.number}} {}
+      : event_{checked(::eventfd(0, EFD_CLOEXEC), "eventfd")}, on_end_{c.stop_token(), signal{event_.number}} {}
   int number() const noexcept { return event_.number; }
 
  private:
@@ -130,9 +129,8 @@ int main(int argc, char** argv) {
   const auto scope = ctx::with_timeout(ctx::background(), seconds);
   {
     // Whatever ends the server, be it an exception, ends the console: its own token drives its context.
-    const std::jthread console{[&](const std::stop_token& over) {
-      watch_stdin(ctx::with_stop_token(scope.ctx, over).ctx, scope.cancel);
-    }};
+    const std::jthread console{
+        [&](const std::stop_token& over) { watch_stdin(ctx::with_stop_token(scope.ctx, over).ctx, scope.cancel); }};
     serve(scope.ctx);
   }
   try {

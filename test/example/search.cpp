@@ -9,6 +9,7 @@
 // Threads give up by throwing. An exception that leaves a thread's task becomes the cause that
 // ends the others (see `end_on_throw`): the first reason wins, and no reason is lost.
 
+#include "duration.hpp"
 #include "queue.hpp"
 #include "search_file.hpp"
 
@@ -21,12 +22,10 @@
 #include <chrono>
 #include <climits>
 #include <csignal>
-#include <cstdlib>
 #include <exception>
 #include <filesystem>
 #include <functional>
 #include <iomanip>
-#include <iterator>
 #include <limits>
 #include <mutex>
 #include <optional>
@@ -140,8 +139,8 @@ class console {
   std::string score() const {
     const std::chrono::duration<double> elapsed = ctx::clock::now() - start_;
     std::ostringstream line;
-    line << "files searched: " << files_ << ", matches: " << matches_ << ", elapsed: "
-         << std::fixed << std::setprecision(3) << elapsed.count() << "s";
+    line << "files searched: " << files_ << ", matches: " << matches_ << ", elapsed: " << std::fixed
+         << std::setprecision(3) << elapsed.count() << "s";
     return line.str();
   }
 
@@ -219,8 +218,7 @@ sigset_t block_signals() {
 
 /// Ends the search at the first of `signals`. One that comes while the search is ending already has
 /// its usual effect: it kills a program that hangs there.
-void watch_signals(const std::stop_token& over, const sigset_t& signals,
-                   const ctx::cancel_func& cancel) {
+void watch_signals(const std::stop_token& over, const sigset_t& signals, const ctx::cancel_func& cancel) {
   // A stop does not end sigwait(); a signal to this thread alone does.
   const std::stop_callback wake{over, [self = pthread_self()] { pthread_kill(self, SIGTERM); }};
   for (int signal = 0; sigwait(&signals, &signal) == 0 && !over.stop_requested();) {
@@ -255,8 +253,7 @@ int search(const settings& wanted) {
   const sigset_t signals = block_signals();  // before the first thread starts
   const cut_short too_late{124, "--timeout " + wanted.timeout_as_given};
   const auto [limited, cancel] =
-      wanted.timeout ? ctx::with_timeout(ctx::background(), *wanted.timeout,
-                                         std::make_exception_ptr(too_late))
+      wanted.timeout ? ctx::with_timeout(ctx::background(), *wanted.timeout, std::make_exception_ptr(too_late))
                      : ctx::with_cancel(ctx::background());
   const ctx::context c = ctx::with_value(limited, settings_key, wanted);
   {
@@ -288,36 +285,12 @@ output ended the search; 1 if not; 2 on an error, also if a file could not be
 read; 124 if the timeout ended the search; 130 if Ctrl-C (143: SIGTERM) did.
 )";
 
-/// Reads a duration as Go does: numbers, each with its unit.
-std::chrono::duration<double> parse_duration(const std::string& option, const std::string& given) {
-  constexpr std::pair<std::string_view, double> units[] = {
-      {"ns", 1e-9}, {"us", 1e-6}, {"ms", 1e-3}, {"s", 1}, {"m", 60}, {"h", 3600}};
-  constexpr std::string_view digits = "0123456789.";
-  double seconds = 0;
-  std::string_view rest = given;
-  do {
-    const std::string number{rest.substr(0, rest.find_first_not_of(digits))};
-    rest.remove_prefix(number.size());
-    const auto unit = rest.substr(0, rest.find_first_of(digits));
-    rest.remove_prefix(unit.size());
-    char* end = nullptr;
-    const double value = std::strtod(number.c_str(), &end);
-    const auto* const known = std::ranges::find(units, unit, [](auto& each) { return each.first; });
-    if (number.empty() || *end != '\0' || known == std::end(units))
-      throw std::invalid_argument{"bad duration '" + given + "' for " + option +
-                                  ": write it like 50ms, 1.5s, 2m or 1h30m"};
-    seconds += value * known->second;
-  } while (!rest.empty());
-  return std::chrono::duration<double>{seconds};
-}
-
 std::size_t parse_count(const std::string& option, const std::string& given, std::size_t most) {
   std::size_t count = 0;
   const char* const end = given.data() + given.size();
   const auto [stopped, error] = std::from_chars(given.data(), end, count);
   if (error != std::errc{} || stopped != end || count < 1 || count > most)
-    throw std::invalid_argument{"bad number '" + given + "' for " + option + ": from 1 to " +
-                                std::to_string(most)};
+    throw std::invalid_argument{"bad number '" + given + "' for " + option + ": from 1 to " + std::to_string(most)};
   return count;
 }
 
@@ -347,15 +320,13 @@ std::optional<settings> parse(std::span<const char* const> words) {
     else
       throw std::invalid_argument{"unknown option '" + option + "'"};
   }
-  if (operands.size() < 2)
-    throw std::invalid_argument{operands.empty() ? "missing TEXT and DIR" : "missing DIR"};
+  if (operands.size() < 2) throw std::invalid_argument{operands.empty() ? "missing TEXT and DIR" : "missing DIR"};
   if (operands.size() > 2) throw std::invalid_argument{"unexpected argument '" + operands[2] + "'"};
   wanted.text = operands[0];
   wanted.directory = operands[1];
   std::error_code failed;
   const auto type = fs::status(wanted.directory, failed).type();
-  if (!failed && type != fs::file_type::directory)
-    failed = make_error_code(std::errc::not_a_directory);
+  if (!failed && type != fs::file_type::directory) failed = make_error_code(std::errc::not_a_directory);
   if (failed) throw std::invalid_argument{wanted.directory.native() + ": " + failed.message()};
   return wanted;
 }

@@ -85,8 +85,8 @@ struct descriptor {
 /// the context is done, and tells `out.count_file()` where it is a file of text. Returns why it could not
 /// be read.
 template <class Output>
-std::error_code search_file(const ctx::context& c, const std::filesystem::path& path,
-                            std::string_view text, Output& out) {
+std::error_code search_file(const ctx::context& c, const std::filesystem::path& path, std::string_view text,
+                            Output& out) {
   // Does not block, not even where a fifo has taken the place of the file.
   constexpr int how = O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
   const descriptor file{::open(path.c_str(), how)};

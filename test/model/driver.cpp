@@ -76,64 +76,37 @@ using ctx::context;
 template <class F>
 auto with_key(unsigned which, F f) {
   switch (which) {
-    case 0: return f(first_key);
-    case 1: return f(second_key);
-    case 2: return f(tag{0});
-    case 3: return f(tag{1});
-    default: return f(other_tag{0});
+    case 0:
+      return f(first_key);
+    case 1:
+      return f(second_key);
+    case 2:
+      return f(tag{0});
+    case 3:
+      return f(tag{1});
+    default:
+      return f(other_tag{0});
   }
 }
 
 /// A place for each step, so that causes tell by which step they were made.
 constexpr std::array places{
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
-    std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(), std::source_location::current(), std::source_location::current(),
 };
 static_assert(places.size() == most_steps);
 
@@ -245,8 +218,7 @@ class machine {
   };
 
   struct function {
-    function(std::size_t made_by, body given, node_ptr context)
-        : step{made_by}, steps{given}, on{std::move(context)} {}
+    function(std::size_t made_by, body given, node_ptr context) : step{made_by}, steps{given}, on{std::move(context)} {}
 
     std::size_t step;
     body steps;
@@ -288,13 +260,17 @@ class machine {
       const std::size_t end = next.has_body() ? std::min(last, behind + next.c()) : behind;
       const std::string outer = std::exchange(doing_, "");
       doing_ = (outer.empty() ? "step " : outer + ", step ") + std::to_string(first);
-      meddled_ = depth_ != 0;
+      const int depth = depth_;
+      meddled_ = depth != 0;
       world_.begin();
       try {
         run_step(next, first, {behind, end});
       } catch (const std::exception& thrown) {
         fail(std::string{"threw "} + thrown.what());
       }
+      const bool over = depth_ == depth;
+      while (depth_ != depth) std::this_thread::yield();
+      expect(over, "it returned in the middle of a callback, which went on on another thread");
       world_.follow();
       world_.complete();
       if (depth_ == 0) run_functions();
@@ -315,9 +291,15 @@ class machine {
         hold(s.a(), ctx::with_cancel(contexts_[s.b()].real, places[i]), std::move(model), i);
         break;
       }
-      case op::with_timeout: with_timeout(s, i); break;
-      case op::with_deadline: with_deadline(s, i); break;
-      case op::with_stop_token: with_stop_token(s, i); break;
+      case op::with_timeout:
+        with_timeout(s, i);
+        break;
+      case op::with_deadline:
+        with_deadline(s, i);
+        break;
+      case op::with_stop_token:
+        with_stop_token(s, i);
+        break;
       case op::merge: {
         held_context &first = contexts_[s.b()], &second = contexts_[s.c()];
         node_ptr model = world_.derive({.made_by = kind::merge, .parents = {first.model, second.model}});
@@ -328,11 +310,11 @@ class machine {
         const int value = static_cast<int>(i);
         held_context& parent = contexts_[s.b()];
         with_key(s.c(), [&](const auto& key) {
-          contexts_[s.a()] = held_context{ctx::with_value(parent.real, key, value),
-                                          world_.derive({.made_by = kind::with_value,
-                                                         .parents = {parent.model},
-                                                         .key = static_cast<int>(s.c()),
-                                                         .value = value})};
+          contexts_[s.a()] =
+              held_context{ctx::with_value(parent.real, key, value), world_.derive({.made_by = kind::with_value,
+                                                                                    .parents = {parent.model},
+                                                                                    .key = static_cast<int>(s.c()),
+                                                                                    .value = value})};
         });
         break;
       }
@@ -342,17 +324,39 @@ class machine {
                             world_.derive({.made_by = kind::without_cancel, .parents = {parent.model}})};
         break;
       }
-      case op::cancel: cancel(s, i); break;
-      case op::pass_right: pass_right(s); break;
-      case op::pass_context: pass_context(s); break;
-      case op::on_stop: on_stop(s, i, steps); break;
-      case op::off_stop: destroy_callback(s.a()); break;
-      case op::after_func: after_func(s, i, steps); break;
-      case op::pass_function: pass_function(s); break;
-      case op::advance: advance(s); break;
-      case op::stop_source: stop_source(s); break;
-      case op::wait: wait(s); break;
-      case op::look: look(s); break;
+      case op::cancel:
+        cancel(s, i);
+        break;
+      case op::pass_right:
+        pass_right(s);
+        break;
+      case op::pass_context:
+        pass_context(s);
+        break;
+      case op::on_stop:
+        on_stop(s, i, steps);
+        break;
+      case op::off_stop:
+        destroy_callback(s.a());
+        break;
+      case op::after_func:
+        after_func(s, i, steps);
+        break;
+      case op::pass_function:
+        pass_function(s);
+        break;
+      case op::advance:
+        advance(s);
+        break;
+      case op::stop_source:
+        stop_source(s);
+        break;
+      case op::wait:
+        wait(s);
+        break;
+      case op::look:
+        look(s);
+        break;
     }
   }
 
@@ -375,8 +379,8 @@ class machine {
     node_ptr model = world_.derive({
         .made_by = made_by,
         .parents = {parent},
-        .own_end = std::make_shared<ending>(ending{
-            .error = ctx::errc::deadline_exceeded, .given = std::move(cause), .place = text_of(places[i])}),
+        .own_end = std::make_shared<ending>(
+            ending{.error = ctx::errc::deadline_exceeded, .given = std::move(cause), .place = text_of(places[i])}),
         .due = due,
     });
     hold(where, derive(), std::move(model), i);
@@ -434,8 +438,7 @@ class machine {
     node_ptr model = world_.derive({
         .made_by = kind::with_stop_token,
         .parents = {parent.model},
-        .own_end =
-            std::make_shared<ending>(ending{.error = ctx::errc::canceled, .place = text_of(places[i])}),
+        .own_end = std::make_shared<ending>(ending{.error = ctx::errc::canceled, .place = text_of(places[i])}),
         .driver = driver,
     });
     hold(s.a(), ctx::with_stop_token(parent.real, std::move(token), places[i]), std::move(model), i);
@@ -455,10 +458,14 @@ class machine {
     if (live) world_.end(right.model, why);
     const bool did_it = [&] {
       switch (s.b()) {
-        case 0: return right.real(places[i]);
-        case 1: return right.real(std::exception_ptr{}, places[i]);
-        case 2: return right.real(why->given, places[i]);
-        default: return right.real(reason{*why->object}, places[i]);
+        case 0:
+          return right.real(places[i]);
+        case 1:
+          return right.real(std::exception_ptr{}, places[i]);
+        case 2:
+          return right.real(why->given, places[i]);
+        default:
+          return right.real(reason{*why->object}, places[i]);
       }
     }();
     if (did_it && !live) fail("a cancel did it, though the context had ended, or there was none");
@@ -473,9 +480,8 @@ class machine {
 
   /// Whether nobody can see if `n` ended by itself.
   bool is_unknown(const node_ptr& n) const {
-    return world_.is_open(n) && std::ranges::none_of(sightings(false), [&](const sighting& each) {
-             return ends_with(each.node, n);
-           });
+    return world_.is_open(n) &&
+           std::ranges::none_of(sightings(false), [&](const sighting& each) { return ends_with(each.node, n); });
   }
 
   void replace_right(std::size_t where, held_right with) {
@@ -496,7 +502,9 @@ class machine {
         right.model.reset();
         right.real.release();
         break;
-      case 1: replace_right(s.a(), {}); break;
+      case 1:
+        replace_right(s.a(), {});
+        break;
       case 2:
         if (s.a() == s.c()) {
           cancel_func& same = other.real;
@@ -505,7 +513,8 @@ class machine {
           replace_right(s.a(), {std::move(other.real), std::exchange(other.model, nullptr)});
         }
         break;
-      default: std::swap(right.real, other.real), std::swap(right.model, other.model);
+      default:
+        std::swap(right.real, other.real), std::swap(right.model, other.model);
     }
   }
 
@@ -520,7 +529,8 @@ class machine {
         if (s.a() != s.c()) at.model = std::exchange(other.model, world_.background());
         at.real = std::move(other.real);
         break;
-      default: at = {context{}, world_.background()};
+      default:
+        at = {context{}, world_.background()};
     }
   }
 
@@ -641,7 +651,9 @@ class machine {
   void pass_function(const step& s) {
     held_function& at = functions_at_[s.a()];
     switch (s.b()) {
-      case 0: stop_function(at); break;
+      case 0:
+        stop_function(at);
+        break;
       case 1:
         if (may_destroy(at)) replace_function(s.a(), {});
         break;
@@ -727,9 +739,15 @@ class machine {
     using namespace std::chrono;
     const context c = contexts_[s.a()].real;
     switch (s.b()) {
-      case 0: expect(c.wait_for(nanoseconds{0}) == c.done(), "a wait returned another thing than done()"); break;
-      case 1: expect(c.wait_until(ctx::clock::now()) == c.done(), "a wait returned another thing than done()"); break;
-      case 2: expect(c.wait_for(hours{-1}) == c.done(), "a wait returned another thing than done()"); break;
+      case 0:
+        expect(c.wait_for(nanoseconds{0}) == c.done(), "a wait returned another thing than done()");
+        break;
+      case 1:
+        expect(c.wait_until(ctx::clock::now()) == c.done(), "a wait returned another thing than done()");
+        break;
+      case 2:
+        expect(c.wait_for(hours{-1}) == c.done(), "a wait returned another thing than done()");
+        break;
       case 3:
         expect_invalid_argument([&] { return c.wait_for(duration<double>{std::numeric_limits<double>::quiet_NaN()}); });
         break;
@@ -813,6 +831,10 @@ class machine {
     const std::error_code error =
         done ? std::error_code{static_cast<int>(why->error), ctx::context_category()} : std::error_code{};
     if (c.err() != error) differs("err()", text_of(c.err()), text_of(error));
+    if (done) {
+      const auto condition = why->error == ctx::errc::canceled ? std::errc::operation_canceled : std::errc::timed_out;
+      if (c.err() != condition) differs("err()", text_of(c.err()), "what others call the same");
+    }
     if (asking_) {
       const std::exception_ptr cause = c.cause();
       if (done ? !why->is(cause) : cause != nullptr) {
@@ -828,7 +850,8 @@ class machine {
     };
     if (c.deadline() != deadline) differs("deadline()", count(c.deadline()), count(deadline));
     const auto left = time_left(deadline, world_.now());
-    if (c.remaining() != left) differs("remaining()", std::to_string(c.remaining().count()), std::to_string(left.count()));
+    if (c.remaining() != left)
+      differs("remaining()", std::to_string(c.remaining().count()), std::to_string(left.count()));
     for (unsigned key = 0; key < 5; ++key) compare_value(c, *held.model, key, differs);
     const std::string text = model::to_text(*held.model, world_.now());
     if (to_string(c) != text) differs("to_string()", to_string(c), text);
@@ -901,9 +924,9 @@ class machine {
   const int alive_before_ = stored::alive;  // left behind by programs that failed
   std::optional<std::string> failure_ = {};
   std::string doing_ = {};
-  int depth_ = 0;          // callbacks that are running
-  bool meddled_ = false;   // whether callbacks did anything in this step
-  bool asking_;            // for causes
+  std::atomic<int> depth_ = 0;  // callbacks that are running
+  bool meddled_ = false;        // whether callbacks did anything in this step
+  bool asking_;                 // for causes
   ctx::manual_clock clock_ = {};
   world world_{ctx::clock::now(), [this] { return sightings(true); }};
   std::vector<std::shared_ptr<function>> functions_ = {};

@@ -50,10 +50,10 @@ struct reason : std::runtime_error {
 /// Why a context ended. There is one for each that ends by itself; all that end with it share it.
 struct ending {
   ctx::errc error;
-  std::exception_ptr given = {};      // the cause, where it is known before
+  std::exception_ptr given = {};           // the cause, where it is known before
   std::optional<std::string> object = {};  // what() of the `reason` given instead
-  std::string place = {};             // where nothing is given: `file:line`, to be found in what()
-  std::exception_ptr seen = {};       // the cause that the library showed first
+  std::string place = {};                  // where nothing is given: `file:line`, to be found in what()
+  std::exception_ptr seen = {};            // the cause that the library showed first
 
   /// Whether the library's cause is this.
   bool is(const std::exception_ptr& cause) const {
@@ -65,8 +65,7 @@ struct ending {
     } catch (const reason& thrown) {
       return object == thrown.what();
     } catch (const std::system_error& thrown) {
-      const char* const message =
-          error == ctx::errc::canceled ? "context canceled" : "context deadline exceeded";
+      const char* const message = error == ctx::errc::canceled ? "context canceled" : "context deadline exceeded";
       const std::string_view what = thrown.what();
       const std::size_t at = what.find(place), behind = at + place.size();
       const bool placed = at != what.npos && (behind == what.size() || what[behind] < '0' || what[behind] > '9');
@@ -84,8 +83,17 @@ enum class signal {
   stopped,   // all that is on it was told
 };
 
-enum class kind { background, todo, with_cancel, with_deadline, with_timeout, with_stop_token, merge, with_value,
-                  without_cancel };
+enum class kind {
+  background,
+  todo,
+  with_cancel,
+  with_deadline,
+  with_timeout,
+  with_stop_token,
+  merge,
+  with_value,
+  without_cancel
+};
 
 struct node;
 using node_ptr = std::shared_ptr<node>;
@@ -94,14 +102,14 @@ using node_ptr = std::shared_ptr<node>;
 struct node {
   kind made_by;
   std::vector<node_ptr> parents = {};
-  std::string place = {};  // where it was derived
+  std::string place = {};                // where it was derived
   std::shared_ptr<ending> own_end = {};  // how it ends by itself: by its deadline or a foreign token
 
-  instant due = never;          // with_deadline, with_timeout: what was asked for
-  bool fires = false;           // whether it is that deadline which would end it
-  std::shared_ptr<signal> driver = {};  // with_stop_token
-  int key = 0, value = 0;       // with_value
-  const void* address = nullptr;  // where the library keeps the value, once it was seen
+  instant due = never;                     // with_deadline, with_timeout: what was asked for
+  bool fires = false;                      // whether it is that deadline which would end it
+  std::shared_ptr<signal> driver = {};     // with_stop_token
+  int key = 0, value = 0;                  // with_value
+  const void* address = nullptr;           // where the library keeps the value, once it was seen
   std::optional<std::size_t> looked = {};  // which of the tokens that the driver keeps is this context's
 
   std::shared_ptr<ending> end = {};
@@ -118,8 +126,10 @@ inline bool is_cancelable(const node& n) {
     case kind::with_deadline:
     case kind::with_timeout:
     case kind::with_stop_token:
-    case kind::merge: return true;
-    default: return false;
+    case kind::merge:
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -174,15 +184,24 @@ inline nanoseconds time_left(std::optional<instant> deadline, instant now) {
 inline std::string to_text(const node& n, instant now) {
   const auto name = [&]() -> std::string {
     switch (n.made_by) {
-      case kind::background: return "background";
-      case kind::todo: return "todo";
-      case kind::with_cancel: return "with_cancel";
-      case kind::with_deadline: return "with_deadline";
-      case kind::with_timeout: return "with_timeout";
-      case kind::with_stop_token: return "with_stop_token";
-      case kind::merge: return "merge";
-      case kind::without_cancel: return "without_cancel";
-      case kind::with_value: break;
+      case kind::background:
+        return "background";
+      case kind::todo:
+        return "todo";
+      case kind::with_cancel:
+        return "with_cancel";
+      case kind::with_deadline:
+        return "with_deadline";
+      case kind::with_timeout:
+        return "with_timeout";
+      case kind::with_stop_token:
+        return "with_stop_token";
+      case kind::merge:
+        return "merge";
+      case kind::without_cancel:
+        return "without_cancel";
+      case kind::with_value:
+        break;
     }
     const char* const keys[] = {"key", "key", "model::tag", "model::tag", "model::other_tag"};
     return std::string{"with_value("} + keys[n.key] + ")";
@@ -207,7 +226,8 @@ struct sighting {
 /// All nodes, and the time.
 class world {
  public:
-  world(instant start, std::function<std::vector<sighting>()> look) : look_{std::move(look)}, now_{start}, goal_{start} {}
+  world(instant start, std::function<std::vector<sighting>()> look)
+      : look_{std::move(look)}, now_{start}, goal_{start} {}
 
   instant now() const { return now_; }
   instant goal() const { return goal_; }  // where the clock is being moved to
@@ -217,9 +237,8 @@ class world {
 
   /// How many values are stored.
   std::size_t values() const {
-    return static_cast<std::size_t>(std::ranges::count_if(all(), [](const node_ptr& each) {
-      return each->made_by == kind::with_value;
-    }));
+    return static_cast<std::size_t>(
+        std::ranges::count_if(all(), [](const node_ptr& each) { return each->made_by == kind::with_value; }));
   }
 
   node_ptr derive(node made) {

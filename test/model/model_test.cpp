@@ -38,12 +38,12 @@ using model::report;
 using model::shrink;
 using model::step;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool sanitized = true;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
+constexpr bool slow = true;
 #elif defined(__has_feature)
-constexpr bool sanitized = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
+constexpr bool slow = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
 #else
-constexpr bool sanitized = false;
+constexpr bool slow = false;
 #endif
 
 std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {
@@ -51,17 +51,20 @@ std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {
   return given != nullptr ? std::stoull(given) : otherwise;
 }
 
-// What runs at the moment, for the case that it kills the process, or never ends and is killed.
-std::string running;
+// What runs at the moment, and what ran before it, for the case that it kills the process, or never ends and is killed.
+std::string running, before;
 
 extern "C" void tell_what_runs(int signal) {
-  [[maybe_unused]] const auto written = write(STDERR_FILENO, running.data(), running.size());
+  for (const std::string* each : {&before, &running})
+    if (write(STDERR_FILENO, each->data(), each->size()) < 0) break;
   std::signal(signal, SIG_DFL);
   raise(signal);
 }
 
 std::optional<std::string> run(const program& given) {
-  running = "\nThis program was running: CTX_TEST_PROGRAM=" + model::to_hex(given) + "\n";
+  for (std::string* each : {&before, &running}) each->reserve(1'000);  // so that they stay where they are
+  before.assign(running);
+  running.assign("\nThis program was running: CTX_TEST_PROGRAM=").append(model::to_hex(given)).append("\n");
   for (const int signal : {SIGSEGV, SIGBUS, SIGILL, SIGABRT, SIGTERM, SIGINT}) std::signal(signal, tell_what_runs);
   return difference(given);
 }
@@ -83,7 +86,7 @@ void check(const program& given) {
 
 TEST_CASE("random programs do what the model does") {
   const std::uint64_t seed = from_environment("CTX_TEST_SEED", std::random_device{}());
-  const std::uint64_t programs = from_environment("CTX_TEST_PROGRAMS", sanitized ? 1'000 : 15'000);
+  const std::uint64_t programs = from_environment("CTX_TEST_PROGRAMS", slow ? 2'000 : 25'000);
   MESSAGE("CTX_TEST_SEED=", seed);
   for (std::uint64_t each = seed; each != seed + programs; ++each) {
     INFO("CTX_TEST_SEED=", each, " CTX_TEST_PROGRAMS=1");

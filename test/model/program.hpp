@@ -78,24 +78,42 @@ template <class F>
 auto with_time(unsigned which, F f) {
   using namespace std::chrono;
   switch (which) {
-    default: return f(nanoseconds{0});
-    case 1: return f(nanoseconds{1});
-    case 2: return f(nanoseconds{2});
-    case 3: return f(nanoseconds{3});
-    case 4: return f(nanoseconds{64});
-    case 5: return f(duration<double, std::nano>{0.25});
-    case 6: return f(duration<int, std::ratio<1, 3>>{1});
-    case 7: return f(microseconds{1});
-    case 8: return f(seconds{1});
-    case 9: return f(hours{1});
-    case 10: return f(duration<std::int64_t, std::ratio<31'556'952>>{100});
-    case 11: return f(nanoseconds::max());
-    case 12: return f(hours::max());
-    case 13: return f(duration<float>{std::numeric_limits<float>::infinity()});
-    case 14: return f(nanoseconds{-1});
-    case 15: return f(hours::min());
-    case 16: return f(duration<double>{-std::numeric_limits<double>::infinity()});
-    case 17: return f(duration<double>{std::numeric_limits<double>::quiet_NaN()});
+    default:
+      return f(nanoseconds{0});
+    case 1:
+      return f(nanoseconds{1});
+    case 2:
+      return f(nanoseconds{2});
+    case 3:
+      return f(nanoseconds{3});
+    case 4:
+      return f(nanoseconds{64});
+    case 5:
+      return f(duration<double, std::nano>{0.25});
+    case 6:
+      return f(duration<int, std::ratio<1, 3>>{1});
+    case 7:
+      return f(microseconds{1});
+    case 8:
+      return f(seconds{1});
+    case 9:
+      return f(hours{1});
+    case 10:
+      return f(duration<std::int64_t, std::ratio<31'556'952>>{100});
+    case 11:
+      return f(nanoseconds::max());
+    case 12:
+      return f(hours::max());
+    case 13:
+      return f(duration<float>{std::numeric_limits<float>::infinity()});
+    case 14:
+      return f(nanoseconds{-1});
+    case 15:
+      return f(hours::min());
+    case 16:
+      return f(duration<double>{-std::numeric_limits<double>::infinity()});
+    case 17:
+      return f(duration<double>{std::numeric_limits<double>::quiet_NaN()});
   }
 }
 
@@ -135,25 +153,25 @@ struct shape {
 };
 
 inline constexpr std::array<shape, 19> shapes{{
-    {{contexts, 2}, 2},                     // root
-    {{contexts, contexts}, 18},             // with_cancel
-    {{contexts, contexts, times, 2}, 16},   // with_timeout
-    {{contexts, contexts, 8, 16}, 10},      // with_deadline
-    {{contexts, contexts, 5, 8}, 9},        // with_stop_token
-    {{contexts, contexts, contexts}, 14},   // merge
-    {{contexts, contexts, 5}, 9},           // with_value
-    {{contexts, contexts}, 3},              // without_cancel
-    {{rights, 4}, 12},                      // cancel
-    {{rights, 4, rights}, 10},              // pass_right
-    {{contexts, 3, contexts}, 10},          // pass_context
-    {{callbacks, contexts, 6}, 16},         // on_stop
-    {{callbacks}, 4},                       // off_stop
-    {{functions, contexts, 6}, 4},          // after_func
-    {{functions, 3, functions}, 3},         // pass_function
-    {{times + 2, contexts}, 12},            // advance
-    {{sources, 2}, 5},                      // stop_source
-    {{contexts, 5}, 4},                     // wait
-    {{contexts}, 6},                        // look
+    {{contexts, 2}, 2},                    // root
+    {{contexts, contexts}, 18},            // with_cancel
+    {{contexts, contexts, times, 2}, 16},  // with_timeout
+    {{contexts, contexts, 8, 16}, 10},     // with_deadline
+    {{contexts, contexts, 5, 8}, 9},       // with_stop_token
+    {{contexts, contexts, contexts}, 14},  // merge
+    {{contexts, contexts, 5}, 9},          // with_value
+    {{contexts, contexts}, 3},             // without_cancel
+    {{rights, 4}, 12},                     // cancel
+    {{rights, 4, rights}, 10},             // pass_right
+    {{contexts, 3, contexts}, 10},         // pass_context
+    {{callbacks, contexts, 6}, 16},        // on_stop
+    {{callbacks}, 4},                      // off_stop
+    {{functions, contexts, 6}, 4},         // after_func
+    {{functions, 3, functions}, 3},        // pass_function
+    {{times + 2, contexts}, 12},           // advance
+    {{sources, 2}, 5},                     // stop_source
+    {{contexts, 5}, 4},                    // wait
+    {{contexts}, 6},                       // look
 }};
 
 inline const shape& shape_of(op what) { return shapes[static_cast<std::size_t>(what)]; }
@@ -210,8 +228,10 @@ inline std::string to_text(const step& s, std::size_t number) {
   const auto cause = [&](bool given) { return given ? ", cause(" + std::to_string(number) + ")" : std::string{}; };
   const auto at = [&](unsigned which) { return name("c", which) + ".deadline().value_or(clock::now())"; };
   switch (s.what) {
-    case op::root: return a("c") + " = " + (s.b() == 0 ? "background();" : "todo();");
-    case op::with_cancel: return derived() + "with_cancel(" + b("c") + ");";
+    case op::root:
+      return a("c") + " = " + (s.b() == 0 ? "background();" : "todo();");
+    case op::with_cancel:
+      return derived() + "with_cancel(" + b("c") + ");";
     case op::with_timeout:
       return derived() + "with_timeout(" + b("c") + ", " + time_of(s.c()).text + cause(s.d() != 0) + ");";
     case op::with_deadline: {
@@ -232,12 +252,14 @@ inline std::string to_text(const step& s, std::size_t number) {
                                                    : name("c", s.d()) + ".stop_token()";
       return derived() + "with_stop_token(" + b("c") + ", " + token + ");";
     }
-    case op::merge: return derived() + "merge(" + b("c") + ", " + c("c") + ");";
+    case op::merge:
+      return derived() + "merge(" + b("c") + ", " + c("c") + ");";
     case op::with_value: {
       constexpr std::array keys{"first_key", "second_key", "tag{0}", "tag{1}", "other_tag{0}"};
       return a("c") + " = with_value(" + b("c") + ", " + keys[s.c()] + ", " + std::to_string(number) + ");";
     }
-    case op::without_cancel: return a("c") + " = without_cancel(" + b("c") + ");";
+    case op::without_cancel:
+      return a("c") + " = without_cancel(" + b("c") + ");";
     case op::cancel: {
       const std::string given = std::to_string(number);
       const std::array forms{std::string{}, std::string{"exception_ptr{}"}, "cause(" + given + ")",
@@ -253,9 +275,12 @@ inline std::string to_text(const step& s, std::size_t number) {
       const std::array forms{a("c") + " = " + c("c") + ";", a("c") + " = move(" + c("c") + ");", a("c") + " = {};"};
       return forms[s.b()];
     }
-    case op::on_stop: return a("k") + " = stop_callback(" + b("c") + ".stop_token(), []";
-    case op::off_stop: return a("k") + ".reset();";
-    case op::after_func: return a("h") + " = after_func(" + b("c") + ", []";
+    case op::on_stop:
+      return a("k") + " = stop_callback(" + b("c") + ".stop_token(), []";
+    case op::off_stop:
+      return a("k") + ".reset();";
+    case op::after_func:
+      return a("h") + " = after_func(" + b("c") + ", []";
     case op::pass_function: {
       const std::array forms{a("h") + ".stop();", a("h") + " = {};", a("h") + " = move(" + c("h") + ");"};
       return forms[s.b()];
@@ -263,13 +288,15 @@ inline std::string to_text(const step& s, std::size_t number) {
     case op::advance:
       if (s.a() < times) return std::string{"clock.advance("} + time_of(s.a()).text + ");";
       return "clock.advance(" + at(s.b()) + (s.a() == times ? "" : " - 1ns") + " - clock::now());";
-    case op::stop_source: return a("s") + (s.b() == 0 ? ".request_stop();" : " = {};");
+    case op::stop_source:
+      return a("s") + (s.b() == 0 ? ".request_stop();" : " = {};");
     case op::wait: {
       constexpr std::array forms{"wait_for(0ns)", "wait_until(clock::now())", "wait_for(-1h)",
                                  "wait_for(duration<double>{NaN})", "wait()"};
       return s.b() == 4 ? "if (" + a("c") + ".done()) " + a("c") + ".wait();" : a("c") + "." + forms[s.b()] + ";";
     }
-    case op::look: return "look at " + a("c") + ".stop_token(), also from now on;";
+    case op::look:
+      return "look at " + a("c") + ".stop_token(), also from now on;";
   }
   return {};
 }
@@ -303,9 +330,9 @@ inline program random_program(std::uint64_t seed) {
 
   program result;
   result.ask_late = below(4) == 0;
-  const std::size_t length = 4 + below(most_steps - 3);
-  const unsigned crowd = 2 + below(contexts - 1);  // few variables meet more often, many live longer
-  unsigned left_in_body = 0;
+  const std::size_t length = 8 + below(most_steps - 7);
+  const unsigned crowd = 3 + below(contexts - 2);  // few variables meet more often, many live longer
+  unsigned last = 0, left_in_body = 0;
   while (result.steps.size() < length) {
     int at = static_cast<int>(below(static_cast<std::size_t>(all)));
     std::size_t which = 0;
@@ -313,19 +340,24 @@ inline program random_program(std::uint64_t seed) {
     // What is just ending is worth meeting.
     if (left_in_body > 0) {
       --left_in_body;
-      if (const unsigned chance = below(6); chance < 3) which = static_cast<std::size_t>(chance < 2 ? op::cancel : op::merge);
+      if (const unsigned chance = below(6); chance < 3)
+        which = static_cast<std::size_t>(chance < 2 ? op::cancel : op::merge);
     }
     step made{static_cast<op>(which), {}};
     for (std::size_t i = 0; i < 4; ++i) {
       const unsigned values = shapes[which].operands[i];
       made.operand[i] = static_cast<unsigned char>(values != 0 ? below(values == contexts ? crowd : values) : 0);
     }
-    // Small steps in time, so that deadlines are near each other, and equal.
-    if (made.what == op::with_timeout && below(3) != 0) made.operand[2] = static_cast<unsigned char>(below(4));
-    if (made.what == op::advance && below(3) != 0) made.operand[0] = static_cast<unsigned char>(below(4));
-    // Derive from what was derived last, so that trees are deep.
-    if (!result.steps.empty() && made.what <= op::without_cancel && below(3) == 0) {
-      made.operand[1] = result.steps.back().operand[0] % contexts;
+    // Small steps in time, so that deadlines are equal, or pass together.
+    constexpr std::array<unsigned char, 7> near{0, 1, 1, 2, 3, 4, 7};
+    if (made.what == op::with_timeout && below(3) != 0) made.operand[2] = near[below(near.size())];
+    if (made.what == op::advance && below(3) != 0) made.operand[0] = near[below(near.size())];
+    // Derive into one variable after another, as what is overwritten ends; and from what was derived last, so that
+    // trees are deep.
+    if (made.what >= op::with_cancel && made.what <= op::without_cancel) {
+      if (below(4) != 0) made.operand[0] = static_cast<unsigned char>((last + 1) % crowd);
+      if (below(3) == 0) made.operand[1] = static_cast<unsigned char>(last);
+      last = made.a();
     }
     if (made.has_body()) left_in_body = made.c();
     result.steps.push_back(made);

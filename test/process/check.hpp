@@ -39,8 +39,7 @@ extern "C" [[gnu::used, gnu::visibility("default")]] inline const char* __tsan_d
 inline constexpr int failed = 99;
 
 /// Ends the process, without a destructor, where something does not hold.
-inline void must(bool holds, const char* what,
-                 std::source_location where = std::source_location::current()) noexcept {
+inline void must(bool holds, const char* what, std::source_location where = std::source_location::current()) noexcept {
   if (holds) return;
   std::fprintf(stderr, "%s:%u: not so: %s\n", where.file_name(), static_cast<unsigned>(where.line()), what);
   ::_exit(failed);
@@ -100,4 +99,3 @@ int in_child(const Body& body) noexcept {
 
 /// The system's number of the calling thread, as in /proc/self/task.
 inline pid_t this_thread_number() noexcept { return static_cast<pid_t>(::syscall(SYS_gettid)); }
-

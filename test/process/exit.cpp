@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <stop_token>
+#include <string>
 #include <string_view>
 #include <thread>
 #include <vector>
@@ -159,6 +160,59 @@ int threads_go_on() {
   return status;
 }
 
+/// Four threads that do everything that can be done, for ever, until the process goes.
+void storm() {
+  static constexpr ctx::key<std::string> name{"name"};
+  static std::latch& started = *new std::latch{4};
+  early.emplace();
+  static everything late;
+  for (int i = 0; i < 4; ++i) {
+    // With handles of its own: those in static storage are destroyed meanwhile.
+    std::thread{[i, end_late = late.merged.ctx, end_early = early->child.ctx] {
+      own.emplace();
+      for (int round = 0;; ++round) {
+        if (round == 10) started.count_down();
+        auto request = ctx::with_timeout(end_late, (round + i) % 3 * 10us);
+        const auto named = ctx::with_value(request.ctx, name, std::to_string(round));
+        auto merged = ctx::merge(named, end_early);
+        auto part = ctx::with_timeout(merged.ctx, 1h);
+        std::stop_callback note{part.ctx.stop_token(), [&] { must(part.ctx.done(), "it is done"); }};
+        const auto after = ctx::after_func(part.ctx, [] {});
+        if (round % 2 != 0) request.cancel();
+        part.ctx.wait_for(5us);
+      }
+    }}.detach();
+  }
+  started.wait();
+}
+
+int storm_return() {
+  storm();
+  return status;
+}
+
+int storm_exit() {
+  storm();
+  std::exit(status);
+}
+
+int storm_quick_exit() {
+  storm();
+  std::quick_exit(status);
+}
+
+int storm_immediate_exit() {
+  storm();
+  std::_Exit(status);
+}
+
+int storm_exit_elsewhere() {
+  storm();
+  std::thread{[] { std::exit(status); }}.detach();
+  ctx::background().wait();
+  return failed;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -174,5 +228,10 @@ int main(int argc, char** argv) {
   if (way == "exit_in_after_func") return exit_in_after_func();
   if (way == "in_a_child") return in_a_child();
   if (way == "threads_go_on") return threads_go_on();
+  if (way == "storm_return") return storm_return();
+  if (way == "storm_exit") return storm_exit();
+  if (way == "storm_quick_exit") return storm_quick_exit();
+  if (way == "storm_immediate_exit") return storm_immediate_exit();
+  if (way == "storm_exit_elsewhere") return storm_exit_elsewhere();
   must(false, "the argument is the name of a way to exit");
 }

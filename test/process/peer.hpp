@@ -48,8 +48,9 @@ constexpr peer this_copy{
     .done = [](const ctx::context& ctx) { return ctx.done(); },
     .has = [](const ctx::context& ctx, ctx::errc error) { return ctx.err() == error; },
     .cause = [](const ctx::context& ctx) { return ctx.cause(); },
-    .value = [](const ctx::context& ctx,
-                const ctx::key<std::string>& key) -> const std::string* { return ctx.value(key); },
+    .value = [](const ctx::context& ctx, const ctx::key<std::string>& key) -> const std::string* {
+      return ctx.value(key);
+    },
     .describe = [](const ctx::context& ctx) { return to_string(ctx); },
     .wait = [](const ctx::context& ctx) { ctx.wait(); },
     .wait_for = [](const ctx::context& ctx, std::chrono::nanoseconds time) { return ctx.wait_for(time); },

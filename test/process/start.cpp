@@ -39,8 +39,9 @@ CTX_TEST_UNWATCHED Function* next(const char* name) noexcept {
 
 extern "C" {
 
-[[gnu::visibility("default")]] CTX_TEST_UNWATCHED int pthread_create(
-    pthread_t* thread, const pthread_attr_t* attributes, void* (*run)(void*), void* argument) noexcept {
+[[gnu::visibility("default")]] CTX_TEST_UNWATCHED int pthread_create(pthread_t* thread,
+                                                                     const pthread_attr_t* attributes,
+                                                                     void* (*run)(void*), void* argument) noexcept {
   if (threads_to_refuse > 0) {
     --threads_to_refuse;
     return EAGAIN;
