@@ -94,6 +94,8 @@ class CTX_API group {
   /// or was before the call: then `f` is not called. A task that spawns another keeps its place
   /// meanwhile: where all tasks do that, they wait for each other until the context is done.
   ///
+  /// Waits for the threads of tasks that were over before, as far as they are still exiting.
+  ///
   /// Throws what copying or moving `f` does, `std::bad_alloc`, and `std::system_error` where no thread can be
   /// started; then the group is as it was.
   template <class F>
@@ -118,6 +120,7 @@ class CTX_API group {
   void run(detail::group_task* task, threads::iterator self) noexcept;
   void fail(std::exception_ptr error) noexcept;
   void finish(threads::iterator self) noexcept;
+  void join_finished(std::unique_lock<std::mutex>& lock) noexcept;
   void join_all();
 
   const std::size_t limit_;  // zero: none
@@ -129,9 +132,9 @@ class CTX_API group {
   std::exception_ptr error_;           // guarded by mutex_; the first that left a task
   threads running_;                    // guarded by mutex_; their tasks are not over
   threads finished_;                   // guarded by mutex_; to be joined by whoever takes it out
-  bool joining_ = false;               // guarded by mutex_; join_all() has taken finished_ out
+  int joining_ = 0;                    // guarded by mutex_; how many calls of join_finished() join
   std::condition_variable_any place_;  // for start(): running_ is shorter
-  std::condition_variable idle_;       // for join_all(): running_ is empty, or joining_ false
+  std::condition_variable idle_;       // for join_all(): running_ is empty, or joining_ zero
 };
 
 }  // namespace ctx

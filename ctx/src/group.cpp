@@ -5,21 +5,28 @@
 
 // Who joins the threads. A long-lived group must not keep those whose tasks are over, and nobody may be around
 // to join them. So each finishing thread joins the one that finished before it, which it finds in finished_,
-// leaving itself there; join_all() joins the last. Each waits for an earlier one only, so none for itself or in
-// a circle. At any time, all that exist are those that run, those that are just exiting, and one.
+// leaving itself there; join_all() joins the last:
 //
 //   A: over: takes {}, leaves A | exits
 //   B:                          |   over: takes {A}, leaves B | joins A, exits
 //   join_all:                   |                             | no task runs: takes {B}, joins it, and so A
 //
-// The thread that is in finished_ joins before it exits, and only a thread that exits, or join_all(), drops
-// one from the group's lists. So whoever joined the last one has joined all, and the group may go.
+// The thread that is in finished_ joins before it exits, so who joined it has joined all, and the group may go.
+// That leaves those that are just exiting, which may be many where the system is slow to let them go. So
+// start() joins the last, too, and no more threads are started before those that were over are gone.
+//
+// Nobody waits in a circle: each waits for threads that were over before it looked. To that end, a thread that
+// is exiting does not join for start(), which it may call when it destroys what is local to it; the threads
+// that were over after it wait for it.
 
 namespace ctx {
 namespace {
 
 /// The group whose task the calling thread runs; also in what is destroyed with the thread afterwards.
 constinit thread_local const group* runs_for = nullptr;
+
+/// Whether that task is over, and the thread exits.
+constinit thread_local bool exits = false;
 
 std::size_t checked(std::size_t limit) {
   if (limit == 0) throw std::invalid_argument{"ctx::group: a limit of 0 tasks"};
@@ -42,6 +49,7 @@ group::~group() {
 bool group::start(std::unique_ptr<detail::group_task> task) {
   threads thread(1);
   std::unique_lock lock{mutex_};
+  if (!exits) join_finished(lock);
   if (limit_ != 0) {
     place_.wait(lock, done_, [this] { return running_.size() < limit_; });
     // Also where a place came free: the end of the context is what makes places free.
@@ -83,6 +91,7 @@ void group::fail(std::exception_ptr error) noexcept {
 }
 
 void group::finish(threads::iterator self) noexcept {
+  exits = true;
   threads before;
   const std::lock_guard lock{mutex_};
   before.swap(finished_);
@@ -91,25 +100,26 @@ void group::finish(threads::iterator self) noexcept {
   if (running_.empty()) idle_.notify_all();
 }  // unlocks, then joins what is in `before`
 
+// requires mutex_ held, which it gives up meanwhile
+void group::join_finished(std::unique_lock<std::mutex>& lock) noexcept {
+  if (finished_.empty()) return;
+  threads last;
+  last.swap(finished_);
+  ++joining_;
+  lock.unlock();
+  last.clear();
+  lock.lock();
+  if (--joining_ == 0) idle_.notify_all();
+}
+
 void group::join_all() {
   if (runs_for == this) {
     throw std::system_error{std::make_error_code(std::errc::resource_deadlock_would_occur),
                             "ctx::group: waited for by one of its tasks"};
   }
   std::unique_lock lock{mutex_};
-  for (;;) {
-    idle_.wait(lock, [this] { return running_.empty() && !joining_; });
-    if (finished_.empty()) return;
-    threads last;
-    last.swap(finished_);
-    // Others that wait must not return before these are joined either.
-    joining_ = true;
-    lock.unlock();
-    last.clear();
-    lock.lock();
-    joining_ = false;
-    idle_.notify_all();
-  }
+  const auto idle = [this] { return running_.empty() && joining_ == 0; };
+  for (idle_.wait(lock, idle); !finished_.empty(); idle_.wait(lock, idle)) join_finished(lock);
 }
 
 void group::wait() {

@@ -1,6 +1,16 @@
 #include <ctx/src/platform.hpp>
 
 #include <ctx/detail/thread_settings.hpp>
+#include <ctx/detail/immortal.hpp>
+
+namespace ctx::detail {
+
+std::mutex& fork_mutex() noexcept {
+  static constinit immortal<std::mutex> mutex;
+  return mutex.value;
+}
+
+}  // namespace ctx::detail
 
 #if defined(__linux__)
 #include <sched.h>
@@ -27,6 +37,9 @@ unsigned this_processor() noexcept {
 #include <pthread.h>
 #include <signal.h>
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
 #include <new>
 
 #if defined(__linux__)
@@ -34,6 +47,16 @@ unsigned this_processor() noexcept {
 #endif
 
 namespace ctx::detail {
+namespace {
+
+void nothing() {}
+
+// guarded by fork_mutex()
+constinit std::array<fork_steps, 3> parts{{{nothing, nothing, nothing, nothing},
+                                           {nothing, nothing, nothing, nothing},
+                                           {nothing, nothing, nothing, nothing}}};
+
+}  // namespace
 
 void sharpen_timed_waits() noexcept {
 #if defined(__linux__)
@@ -51,8 +74,26 @@ void stay_loaded() noexcept {
   }
 }
 
-void at_fork(void (*prepare)(), void (*parent)(), void (*child)()) {
-  if (::pthread_atfork(prepare, parent, child) != 0) throw std::bad_alloc{};
+// Not a pthread_atfork() for each part: the order would be that in which their files happen to be initialized, and
+// the thread of one part would be at work in the child while another is still half done.
+void at_fork(fork_part part, const fork_steps& steps) {
+  static const int failed = ::pthread_atfork(
+      [] {
+        fork_mutex().lock();
+        for (const fork_steps& each : parts) each.before();
+      },
+      [] {
+        std::for_each(parts.rbegin(), parts.rend(), [](const fork_steps& each) { each.in_parent(); });
+        fork_mutex().unlock();
+      },
+      [] {
+        std::for_each(parts.rbegin(), parts.rend(), [](const fork_steps& each) { each.in_child(); });
+        fork_mutex().unlock();
+        for (const fork_steps& each : parts) each.restart();
+      });
+  if (failed != 0) throw std::bad_alloc{};
+  const std::lock_guard lock{fork_mutex()};
+  parts[static_cast<std::size_t>(part)] = steps;
 }
 
 void block_signals() noexcept {
@@ -84,7 +125,7 @@ namespace ctx::detail {
 
 void sharpen_timed_waits() noexcept {}
 void stay_loaded() noexcept {}
-void at_fork(void (*)(), void (*)(), void (*)()) {}
+void at_fork(fork_part, const fork_steps&) {}
 void block_signals() noexcept {}
 thread_settings::thread_settings() noexcept {}
 void thread_settings::apply() const noexcept {}

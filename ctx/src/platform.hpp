@@ -2,6 +2,8 @@
 
 // What the standard library has no words for. Where a system lacks something, it does nothing.
 
+#include <mutex>
+
 namespace ctx::detail {
 
 /// Lets the calling thread's timed waits end as close to their time as the system can: Linux adds
@@ -16,9 +18,22 @@ void stay_loaded() noexcept;
 /// that stays the same for a thread.
 unsigned this_processor() noexcept;
 
-/// Has fork() call `prepare` before it, and after it `parent` in the parent and `child` in the child.
-/// Throws `std::bad_alloc`.
-void at_fork(void (*prepare)(), void (*parent)(), void (*child)());
+/// The parts of the library that fork() has to deal with, in the order in which it takes their locks.
+enum class fork_part : unsigned char { timer, signals, waiting };
+
+/// What fork() does for one of them.
+struct fork_steps {
+  void (*before)();     // takes its locks
+  void (*in_parent)();  // releases them
+  void (*in_child)();   // makes whole what threads that are gone left half done, and releases them
+  void (*restart)();    // in the child, once all parts are whole and no lock is held: starts threads anew
+};
+
+/// Has fork() take these steps. For when the library is loaded. Throws `std::bad_alloc`.
+void at_fork(fork_part part, const fork_steps& steps);
+
+/// Keeps forks away while it is locked. fork() takes it before all other locks of the library, and so must others.
+std::mutex& fork_mutex() noexcept;
 
 /// Blocks all signals for the calling thread, and every thread that it starts.
 void block_signals() noexcept;

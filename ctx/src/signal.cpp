@@ -16,7 +16,7 @@
 // destroyed while it is held. What is to be ended is pinned instead. Callbacks run with nothing held.
 //
 // Like the timer, the watcher is never destroyed nor its thread joined, and fork() takes its mutexes, so that the child
-// finds the lists whole. The child's handler posts a semaphore of the child's own, as that is memory, other
+// finds the lists whole, and starts its thread anew. The child's handler posts a semaphore of the child's own, as that is memory, other
 // than a pipe whose end the parent would read. The library stays loaded, and with it the handler.
 //
 // Rejected: signalfd and sigwait, for which every thread of the process must have the signals blocked, those too
@@ -179,8 +179,7 @@ class signaled final : public cancelable {
   list self_;                                // guarded by the watcher's mutex, as are the others; its place in a list,
   const list::iterator at_ = self_.begin();  // which stands in that list while it is in one
   place place_ = place::outside;
-  int ended_by_ = 0;          // of one that is chosen: the signal
-  bool interrupted_ = false;  // a thread that is gone with a fork was ending it
+  int ended_by_ = 0;  // of one that is chosen: the signal
 };
 
 /// Blocks all signals for the calling thread while it lives.
@@ -224,6 +223,7 @@ class signal_watcher {
   void before_fork() noexcept;
   void after_fork_in_parent() noexcept;
   void after_fork_in_child() noexcept;
+  void restart() noexcept;
 
   std::mutex starting_;  // held while the thread is started; taken before mutex_
   std::atomic<bool> started_{false};
@@ -243,8 +243,8 @@ signal_watcher& signal_watcher::instance() {
 }
 
 signal_watcher::signal_watcher() : error_{prepare_signals()} {
-  at_fork([] { instance().before_fork(); }, [] { instance().after_fork_in_parent(); },
-          [] { instance().after_fork_in_child(); });
+  at_fork(fork_part::signals, {[] { instance().before_fork(); }, [] { instance().after_fork_in_parent(); },
+                               [] { instance().after_fork_in_child(); }, [] { instance().restart(); }});
 }
 
 // When the library is loaded, so that no fork comes in the middle of making it. The timer sees to it that
@@ -337,10 +337,8 @@ void signal_watcher::run() noexcept {
     }
     signaled& node = *chosen_.front();
     ending_.splice(ending_.end(), chosen_, node.at_);
-    const bool resumed = std::exchange(node.interrupted_, false);
     lock.unlock();
-    node.end(errc::canceled, cause_of(node.ended_by_), nullptr);
-    if (resumed) help(node);
+    node.end_amid_forks(errc::canceled, cause_of(node.ended_by_));
     lock.lock();
     node.self_.splice(node.self_.end(), ending_);
     node.place_ = signaled::place::outside;
@@ -372,8 +370,8 @@ void signal_watcher::after_fork_in_child() noexcept {
     std::construct_at(&thread_);
     started_ = false;
     prepare_signals();
+    // Nobody finishes what it was ending: that is ended again.
     for (signaled* const node : ending_) {
-      node->interrupted_ = true;
       node->break_lock();
       node->adopt_operation();
     }
@@ -382,15 +380,20 @@ void signal_watcher::after_fork_in_child() noexcept {
   // Threads are gone, too, that had locked a node and waited for the mutex to remove it.
   for (signaled* const node : waiting_) node->break_lock();
   for (signaled* const node : chosen_) node->break_lock();
-  const bool restart = thread_is_gone && !(waiting_.empty() && chosen_.empty());
   wake_for_signal();
   after_fork_in_parent();
-  if (restart) {
-    try {
-      start();
-    } catch (...) {
-      // There is nobody to tell. The next with_signals() tries again.
-    }
+}
+
+void signal_watcher::restart() noexcept {
+  {
+    const no_signals here;
+    const std::lock_guard lock{mutex_};
+    if (waiting_.empty() && chosen_.empty()) return;
+  }
+  try {
+    start();
+  } catch (...) {
+    // There is nobody to tell. The next with_signals() tries again.
   }
 }
 

@@ -61,11 +61,9 @@ timer& timer::instance() {
 }
 
 timer::timer() {
-  // fork() takes locks in the reverse order of at_fork(): the timer's must be taken before that of the
-  // waiting threads, which clock_moved() takes with it held, so those come first here.
-  clock_moved();
-  at_fork([] { instance().before_fork(); }, [] { instance().after_fork_in_parent(); },
-          [] { instance().after_fork_in_child(); });
+  clock_moved();  // so that the list of waiting threads is made, too
+  at_fork(fork_part::timer, {[] { instance().before_fork(); }, [] { instance().after_fork_in_parent(); },
+                             [] { instance().after_fork_in_child(); }, [] { instance().restart(); }});
 }
 
 // When the library is loaded, so that no fork comes in the middle of making the timer, and no lock is held
@@ -155,7 +153,7 @@ bool timer::expire_due(std::unique_lock<std::mutex>& lock) noexcept {
     if (manual) move_clock_to(node->due());
     ending_ = node;
     lock.unlock();
-    node->expire(sweeping_);
+    node->end_amid_forks(errc::deadline_exceeded, nullptr);
     lock.lock();
     ending_ = outer;
     lock.unlock();
@@ -219,7 +217,6 @@ void timer::let_run() noexcept {
 }
 
 void timer::before_fork() noexcept {
-  sweeping_.lock();
   starting_.lock();
   mutex_.lock();
   for (shard& each : shards) each.mutex.lock();
@@ -229,7 +226,6 @@ void timer::after_fork_in_parent() noexcept {
   for (shard& each : shards) each.mutex.unlock();
   mutex_.unlock();
   starting_.unlock();
-  sweeping_.unlock();
 }
 
 void timer::after_fork_in_child() noexcept {
@@ -259,9 +255,11 @@ void timer::after_fork_in_child() noexcept {
     each.wheel.for_each([](wheel_entry& entry) { static_cast<timed&>(entry).break_lock(); });
   }
   if (interrupted != nullptr) interrupted->adopt_operation();
-  const bool restart = thread_is_gone && earliest_shard().next != never;
   after_fork_in_parent();
-  if (!restart) return;
+}
+
+void timer::restart() noexcept {
+  if (earliest_shard().next == never) return;
   try {
     start();
   } catch (...) {

@@ -81,8 +81,8 @@ class timer {
   void before_fork() noexcept;
   void after_fork_in_parent() noexcept;
   void after_fork_in_child() noexcept;
+  void restart() noexcept;
 
-  std::mutex sweeping_;  // held while a deadline claims what it ends; taken before all others
   std::mutex starting_;  // held while the thread is started; taken before mutex_
   std::atomic<bool> started_{false};
 

@@ -1,10 +1,12 @@
 #include <ctx/detail/saturate.hpp>
 #include <ctx/detail/value_node.hpp>
+#include <ctx/src/platform.hpp>
 #include <ctx/src/timer.hpp>
 #include <ctx/src/tree.hpp>
 #include <ctx/src/waiting.hpp>
 
 #include <algorithm>
+#include <mutex>
 #include <new>
 #include <string_view>
 #include <system_error>
@@ -198,6 +200,19 @@ bool cancelable::end(errc error, std::exception_ptr cause, const std::source_loc
   }
   announce_all(work);
   return true;
+}
+
+void cancelable::end_amid_forks(errc error, std::exception_ptr cause) noexcept {
+  operation work{*this};
+  std::unique_lock lock{fork_mutex()};
+  const bool did_it = claim_all(work, error, std::move(cause), nullptr);
+  lock.unlock();
+  if (did_it) {
+    announce_all(work);
+  } else {
+    ensure_done();
+    help(origin());  // in the child of a fork, the thread that ended it may be gone
+  }
 }
 
 bool cancelable::claim_all(operation& work, errc error, std::exception_ptr cause,
@@ -553,19 +568,6 @@ void timed::describe(std::string& out) const {
 
 void timed::arm(clock::time_point now) noexcept {
   if (own_ && due() > now) timer::instance().arm(*this, now);
-}
-
-void timed::expire(std::mutex& sweeping) noexcept {
-  operation work{*this};
-  std::unique_lock lock{sweeping};
-  const bool did_it = claim_all(work, errc::deadline_exceeded, nullptr, nullptr);
-  lock.unlock();
-  if (did_it) {
-    announce_all(work);
-  } else {
-    ensure_done();
-    help(origin());  // in the child of a fork, the thread that ended it may be gone
-  }
 }
 
 void timed::disarm() noexcept {

@@ -44,7 +44,6 @@
 #include <atomic>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <source_location>
 #include <stop_token>
 #include <utility>
@@ -102,6 +101,10 @@ class cancelable : public marked, public completion {
   /// cause) keeps the cause and place it was given. Returns whether this call did it; the node is done
   /// either way. The caller holds a reference, which a callback may drop.
   bool end(errc error, std::exception_ptr cause, const std::source_location* where) noexcept;
+
+  /// The same for a thread of the library's own, which goes with a fork, and whose work another one takes up in the
+  /// child: no fork comes before all of the tree is claimed, and what was then left to tell is told.
+  void end_amid_forks(errc error, std::exception_ptr cause) noexcept;
 
   std::stop_token stop_token();
   std::exception_ptr cause() const noexcept;
@@ -195,10 +198,6 @@ class timed final : public cancelable, public wheel_entry {
   /// `due` governs; it is `own` unless it is an ancestor's.
   timed(node* parent, factory made_by, std::source_location where, clock::time_point due, bool own,
         std::exception_ptr cause) noexcept;
-
-  /// Ends the node because its deadline passed. `sweeping` is locked until all is claimed, and before any code of users
-  /// runs: a fork that waits for it finds all of a tree claimed, or nothing.
-  void expire(std::mutex& sweeping) noexcept;
 
   /// When the deadline that governs passes.
   clock::time_point due() const noexcept { return clock::time_point{clock::duration{due_}}; }

@@ -36,12 +36,13 @@ class parking_lot {
   }
 
   parking_lot() {
-    at_fork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
-            [] {
-              // Those who waited are not in the child.
-              instance().first_ = nullptr;
-              instance().mutex_.unlock();
-            });
+    at_fork(fork_part::waiting, {[] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
+                                 [] {
+                                   // Those who waited are not in the child.
+                                   instance().first_ = nullptr;
+                                   instance().mutex_.unlock();
+                                 },
+                                 [] {}});
   }
 
   void enter(waiter& entering) noexcept {
