@@ -15,6 +15,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <filesystem>
 #include <functional>
 #include <initializer_list>
@@ -56,6 +57,22 @@ TEST_CASE("a child makes deadlines, also where its parent has a timer already") 
   CHECK(in_child(wait_for_a_deadline) == 0);
   wait_for_a_deadline();
 }
+
+#if !defined(CTX_TEST_TSAN)  // which has a thread of its own
+TEST_CASE("a child has a thread for deadlines where it has deadlines") {
+  const auto threads = [] {
+    std::ptrdiff_t count = 0;
+    for ([[maybe_unused]] const auto& each : std::filesystem::directory_iterator{"/proc/self/task"}) ++count;
+    return count;
+  };
+  wait_for_a_deadline();  // so that the parent has one
+  CHECK(in_child([&] { must(threads() == 1, "none was left, and there is no thread"); }) == 0);
+  auto far = ctx::with_timeout(background(), 1h);
+  CHECK(in_child([&] { must(threads() == 2, "one was left, and there is a thread"); }) == 0);
+  CHECK(far.cancel());
+  CHECK(in_child([&] { must(threads() == 1, "it was canceled, and there is no thread"); }) == 0);
+}
+#endif
 
 TEST_CASE("a deadline armed before a fork passes in the child and in the parent") {
   auto first = ctx::with_timeout(background(), 100ms);

@@ -1,7 +1,25 @@
 #include <ctx/src/platform.hpp>
 
-#include <ctx/detail/thread_settings.hpp>
 #include <ctx/detail/immortal.hpp>
+#include <ctx/detail/thread_settings.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <new>
+#include <utility>
+
+#if !defined(_WIN32)
+#include <dlfcn.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#endif
+#if defined(__linux__)
+#include <sys/prctl.h>
+#endif
 
 namespace ctx::detail {
 
@@ -10,16 +28,19 @@ std::mutex& fork_mutex() noexcept {
   return mutex.value;
 }
 
-}  // namespace ctx::detail
-
-#if defined(__linux__)
-#include <sched.h>
-#else
-#include <functional>
-#include <thread>
-#endif
-
-namespace ctx::detail {
+void abandon(std::jthread& gone) noexcept {
+  struct abandoned {
+    std::jthread thread;
+    const abandoned* next;
+  };
+  static constinit const abandoned* all = nullptr;  // for those that search a process for leaks
+  const auto* const kept = new (std::nothrow) abandoned{std::move(gone), all};
+  if (kept != nullptr) {
+    all = kept;
+  } else {
+    std::construct_at(&gone);
+  }
+}
 
 unsigned this_processor() noexcept {
 #if defined(__linux__)
@@ -29,32 +50,14 @@ unsigned this_processor() noexcept {
 #endif
 }
 
-}  // namespace ctx::detail
-
 #if !defined(_WIN32)
 
-#include <dlfcn.h>
-#include <pthread.h>
-#include <signal.h>
-
-#include <algorithm>
-#include <array>
-#include <cstddef>
-#include <new>
-
-#if defined(__linux__)
-#include <sys/prctl.h>
-#endif
-
-namespace ctx::detail {
 namespace {
 
 void nothing() {}
 
-// guarded by fork_mutex()
-constinit std::array<fork_steps, 3> parts{{{nothing, nothing, nothing, nothing},
-                                           {nothing, nothing, nothing, nothing},
-                                           {nothing, nothing, nothing, nothing}}};
+constexpr fork_steps no_steps{nothing, nothing, nothing, nothing};
+constinit std::array<fork_steps, 3> parts{no_steps, no_steps, no_steps};  // guarded by fork_mutex()
 
 }  // namespace
 
@@ -117,11 +120,7 @@ void thread_settings::apply() const noexcept {
 #endif
 }
 
-}  // namespace ctx::detail
-
 #else
-
-namespace ctx::detail {
 
 void sharpen_timed_waits() noexcept {}
 void stay_loaded() noexcept {}
@@ -130,6 +129,6 @@ void block_signals() noexcept {}
 thread_settings::thread_settings() noexcept {}
 void thread_settings::apply() const noexcept {}
 
-}  // namespace ctx::detail
-
 #endif
+
+}  // namespace ctx::detail

@@ -3,6 +3,7 @@
 // What the standard library has no words for. Where a system lacks something, it does nothing.
 
 #include <mutex>
+#include <thread>
 
 namespace ctx::detail {
 
@@ -34,6 +35,10 @@ void at_fork(fork_part part, const fork_steps& steps);
 
 /// Keeps forks away while it is locked. fork() takes it before all other locks of the library, and so must others.
 std::mutex& fork_mutex() noexcept;
+
+/// In the child of a fork: makes `gone` empty, whose thread is not in this process, so that another can take its place. What
+/// belongs to that thread is kept for good, as destroying it would join it.
+void abandon(std::jthread& gone) noexcept;
 
 /// Blocks all signals for the calling thread, and every thread that it starts.
 void block_signals() noexcept;

@@ -15,9 +15,10 @@
 // The mutex is innermost, like the timer's: it is taken while a node is locked, so no node is locked, ended or
 // destroyed while it is held. What is to be ended is pinned instead. Callbacks run with nothing held.
 //
-// Like the timer, the watcher is never destroyed nor its thread joined, and fork() takes its mutexes, so that the child
-// finds the lists whole, and starts its thread anew. The child's handler posts a semaphore of the child's own, as that is memory, other
-// than a pipe whose end the parent would read. The library stays loaded, and with it the handler.
+// Like the timer, the watcher is never destroyed nor its thread joined, and fork() takes its mutexes, so that the
+// child finds the lists whole, and starts the thread anew. The child's handler posts a semaphore of the child's
+// own, as that is memory, other than a pipe whose end the parent would read. The library stays loaded, and
+// with it the handler.
 //
 // Rejected: signalfd and sigwait, for which every thread of the process must have the signals blocked, those too
 // that the library knows nothing of.
@@ -151,9 +152,9 @@ signal_set to_set(std::initializer_list<int> signals) {
   signal_set set;
   for (const int number : signals) {
     if (!can_be_caught(number)) {
-      throw std::system_error{
-          std::make_error_code(std::errc::invalid_argument),
-          "ctx::with_signals: can't catch " + name_of(number) + " (" + std::to_string(number) + ')'};
+      const std::string what = name_of(number) + " (" + std::to_string(number) + ')';
+      throw std::system_error{std::make_error_code(std::errc::invalid_argument),
+                              "ctx::with_signals: can't catch " + what};
     }
     set.set(static_cast<std::size_t>(number));
   }
@@ -219,7 +220,6 @@ class signal_watcher {
   void run() noexcept;
   void choose_locked() noexcept;
   void remove_locked(signaled& node) noexcept;
-  void forget_locked(int number) noexcept;
   void before_fork() noexcept;
   void after_fork_in_parent() noexcept;
   void after_fork_in_child() noexcept;
@@ -266,21 +266,9 @@ void signal_watcher::add(signaled& node) {
   const no_signals here;
   const std::lock_guard lock{mutex_};
   choose_locked();  // what is ended by a signal that came before
-  int failed = 0;
-  int error = 0;
   for_each(node.signals_, [&](int number) {
-    if (error != 0) return;
-    int& count = count_[static_cast<std::size_t>(number)];
-    if (count == 0) error = take_signal(number);
-    if (error == 0) ++count;
-    if (error != 0) failed = number;
+    if (count_[static_cast<std::size_t>(number)]++ == 0) take_signal(number);
   });
-  if (error != 0) {
-    for_each(node.signals_, [&](int number) {
-      if (number < failed) forget_locked(number);
-    });
-    throw std::system_error{error, std::generic_category(), "ctx::with_signals: " + name_of(failed)};
-  }
   waiting_.splice(waiting_.end(), node.self_);
   node.place_ = signaled::place::waiting;
 }
@@ -294,11 +282,9 @@ void signal_watcher::remove(signaled& node) noexcept {
 void signal_watcher::remove_locked(signaled& node) noexcept {
   node.self_.splice(node.self_.end(), waiting_, node.at_);
   node.place_ = signaled::place::outside;
-  for_each(node.signals_, [&](int number) { forget_locked(number); });
-}
-
-void signal_watcher::forget_locked(int number) noexcept {
-  if (--count_[static_cast<std::size_t>(number)] == 0) release_signal(number);
+  for_each(node.signals_, [&](int number) {
+    if (--count_[static_cast<std::size_t>(number)] == 0) release_signal(number);
+  });
 }
 
 void signal_watcher::choose_locked() noexcept {
@@ -363,13 +349,12 @@ void signal_watcher::after_fork_in_child() noexcept {
   for (int number = 1; number < signal_limit; ++number) {
     complete_handler(number, count_[static_cast<std::size_t>(number)] > 0);
   }
+  prepare_signals();  // whatever was just being done with it; who waited is gone, or in a callback, and looks first
   // A callback on the watcher's thread may fork: then that is the thread which lives on.
   const bool thread_is_gone = started_ && thread_.get_id() != std::this_thread::get_id();
   if (thread_is_gone) {
-    // What belongs to the thread is left as it is, without destroying it, and made anew.
-    std::construct_at(&thread_);
+    abandon(thread_);
     started_ = false;
-    prepare_signals();
     // Nobody finishes what it was ending: that is ended again.
     for (signaled* const node : ending_) {
       node->break_lock();
@@ -380,7 +365,6 @@ void signal_watcher::after_fork_in_child() noexcept {
   // Threads are gone, too, that had locked a node and waited for the mutex to remove it.
   for (signaled* const node : waiting_) node->break_lock();
   for (signaled* const node : chosen_) node->break_lock();
-  wake_for_signal();
   after_fork_in_parent();
 }
 

@@ -87,7 +87,7 @@ bool can_be_caught(int number) noexcept {
          ::sigaction(number, nullptr, nullptr) == 0;
 }
 
-int take_signal(int number) noexcept {
+void take_signal(int number) noexcept {
   record& of = record_of(number);
   struct sigaction ours {};
   ours.sa_handler = &ctx_handle_signal;
@@ -95,15 +95,12 @@ int take_signal(int number) noexcept {
   ::sigfillset(&ours.sa_mask);
 
   start_change(of);
+  // First, as the handler may need it at once. Where somebody has put ours back, that is no earlier one.
   struct sigaction now {};
-  int error = ::sigaction(number, nullptr, &now) == 0 ? 0 : errno;
-  if (error == 0) {
-    // First, as the handler may need it at once. Ours is no earlier one, where somebody put it back.
-    if (!is_ours(now)) of.earlier = now;
-    error = ::sigaction(number, &ours, nullptr) == 0 ? 0 : errno;
-  }
-  of.state = error == 0 ? owner::taken : owner::released;
-  return error;
+  ::sigaction(number, nullptr, &now);
+  if (!is_ours(now)) of.earlier = now;
+  ::sigaction(number, &ours, nullptr);
+  of.state = owner::taken;
 }
 
 void release_signal(int number) noexcept {
@@ -135,8 +132,6 @@ void wait_for_signal() noexcept {
   while (::sem_wait(&came) != 0) {
   }
 }
-
-void wake_for_signal() noexcept { ::sem_post(&came); }
 
 void complete_handler(int number, bool ours) noexcept {
   record& of = record_of(number);

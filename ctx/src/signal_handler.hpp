@@ -43,9 +43,8 @@ int prepare_signals() noexcept;
 /// Whether there is such a signal, and it can be caught.
 bool can_be_caught(int number) noexcept;
 
-/// Makes the disposition of a signal ours. Returns 0, or an error number. Requires that it is not ours, and
-/// all signals blocked.
-int take_signal(int number) noexcept;
+/// Makes the disposition of a signal that can be caught ours. Requires that it is not ours, and all signals blocked.
+void take_signal(int number) noexcept;
 
 /// Puts back what it was before, unless the signal came. Then that has been done when this returns, too.
 /// Requires all signals blocked.
@@ -54,9 +53,8 @@ void release_signal(int number) noexcept;
 /// The first signal that came while its disposition was ours, and was not asked for yet; 0: none.
 int next_signal() noexcept;
 
-/// Blocks until a signal came, or wake was called.
+/// Blocks until a signal came since the last call.
 void wait_for_signal() noexcept;
-void wake_for_signal() noexcept;
 
 /// In the child of a fork: does what a handler would still have done, whose thread is gone. `ours` says
 /// whether the disposition was ours. Requires all signals blocked.

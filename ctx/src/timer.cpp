@@ -235,8 +235,7 @@ void timer::after_fork_in_child() noexcept {
       started_.load(std::memory_order_relaxed) && thread_.get_id() != std::this_thread::get_id();
   timed* interrupted = nullptr;
   if (thread_is_gone) {
-    // What belongs to the thread is left as it is, without destroying it, and made anew.
-    std::construct_at(&thread_);
+    abandon(thread_);
     asleep_until_ = past;
     started_.store(false, std::memory_order_relaxed);
     // Nobody finishes what it was ending: it expires again.
@@ -259,7 +258,7 @@ void timer::after_fork_in_child() noexcept {
 }
 
 void timer::restart() noexcept {
-  if (earliest_shard().next == never) return;
+  if (std::all_of(shards.begin(), shards.end(), [](const shard& each) { return each.wheel.empty(); })) return;
   try {
     start();
   } catch (...) {
