@@ -26,7 +26,7 @@
 // - All functions may be called from any threads at once, also on the same object, as long as none
 //   of them assigns to or destroys that object.
 // - Canceling, destroying and observing never throw and never allocate, but for `cause()`,
-//   `to_string()`, the first `stop_token()` of a context, and causes made from an exception object.
+//   `to_string()`, `cause_message()`, the first `stop_token()` of a context, and causes made from an exception object.
 // - A factory that throws (`std::bad_alloc`; `std::system_error` where the first deadline of the
 //   process can't start the timer's thread) leaves its parent as it was.
 // - No user code runs while the library holds a lock. When a context ends, it and all below it are
@@ -355,6 +355,10 @@ class [[nodiscard("after_func is stopped at once where its handle is discarded")
 template <class F>
   requires std::invocable<std::decay_t<F>&>
 after_func_handle after_func(const context& ctx, F&& f);
+
+/// The cause as a text for people: its `what()`, or `err().message()` where it is no `std::exception`. Empty while
+/// live.
+[[nodiscard]] CTX_API std::string cause_message(const context& ctx);
 
 /// How the context came about: `background` or `todo`, then a segment for each derivation:
 /// `background.with_cancel.with_value(user).with_deadline(4.998s)`, with the name of the key and the

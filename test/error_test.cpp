@@ -275,6 +275,24 @@ TEST_CASE("a cause may be an exception object of any type") {
 
 // Where
 
+TEST_CASE("cause_message tells the cause, or what the code says where the cause is no std::exception") {
+  auto [c, cancel] = with_cancel(background());
+  auto [child, cancel_child] = with_timeout(c, 1h);
+  CHECK(ctx::cause_message(c).empty());
+  CHECK(ctx::cause_message(background()).empty());
+  cancel(std::runtime_error{"disk full"});
+  CHECK(ctx::cause_message(c) == "disk full");
+  CHECK(ctx::cause_message(child) == "disk full");
+
+  auto [other, cancel_other] = with_cancel(background());
+  cancel_other(17);
+  CHECK(ctx::cause_message(other) == "context canceled");
+
+  auto [silent, cancel_silent] = with_cancel(background());
+  cancel_silent();
+  CHECK_THROWS_WITH(silent.throw_if_done(), ctx::cause_message(silent).c_str());
+}
+
 TEST_CASE("the cause names the call that canceled") {
   auto [a, cancel_a] = with_cancel(background());
   auto [b, cancel_b] = with_timeout(a, 1h, make_cause("too slow"));

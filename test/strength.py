@@ -47,8 +47,12 @@ STEPS = {
     "tree": ("tree_test", ["-tce=*million*,random trees*"]),
     "saturate": ("saturate_test", []),
     "go_race": ("go_race_test", []),
+    "group": ("group_test", []),
+    "signal": ("signal_test", []),
+    "model": ("model/model_test", []),
     "process": ("process/process_test", ["-tce=*plugin*,*cop*of the library*"]),
     "random_tree": ("tree_test", ["-tc=random trees*"]),
+    "signal_process": ("process/signal_process_test", []),
     "race": ("race_test", []),
     "million": ("tree_test", ["-tc=*million*"]),
     "plugin": ("process/process_test", ["-tc=*plugin*,*cop*of the library*"]),
@@ -56,6 +60,7 @@ STEPS = {
 NEEDS = {
     "process": ["test/process/process_" + name for name in ("exit", "idle", "start")],
     "plugin": ["test/process/process_" + name for name in ("host", "plugin.so")],
+    "signal_process": ["test/process/process_signals"],
 }
 FIRST = {
     "after_func.cpp": ["after_func", "allocation", "race"],
@@ -71,13 +76,19 @@ FIRST = {
     "waiting.cpp": ["deadline", "process", "race"],
     "wheel.cpp": ["wheel"],
     "wheel.hpp": ["wheel"],
-    "saturate.hpp": ["saturate"],
-    "key.hpp": ["value"],
+    "saturate.hpp": ["saturate", "deadline"],
+    "key.hpp": ["value", "error"],
     "value_node.hpp": ["value", "error"],
-    "context.hpp": ["tree", "value", "error", "after_func"],
-    "context_impl.hpp": ["after_func", "deadline", "value"],
-    "node.hpp": ["tree", "race"],
+    "context.hpp": ["tree", "value", "error", "after_func", "allocation"],
+    "context_impl.hpp": ["after_func", "deadline", "value", "allocation", "race"],
+    "node.hpp": ["tree", "error", "allocation", "race"],
     "error.hpp": ["error"],
+    "manual_clock.hpp": ["deadline"],
+    "group.cpp": ["group"],
+    "group.hpp": ["group"],
+    "signal.cpp": ["signal", "signal_process"],
+    "signal.hpp": ["signal"],
+    "signal_handler.cpp": ["signal", "signal_process"],
 }
 PLAIN, TSAN = "plain", "tsan"
 SANITIZED = {
@@ -308,11 +319,9 @@ def steps_for(mutant, build):
     if build is TSAN:
         return list(SANITIZED)
     first = FIRST.get(pathlib.Path(mutant.path).name, [])
-    rest = [each for each in STEPS if each not in first]
-    if mutant.path.endswith(".hpp"):
-        # All of the library would have to be built twice more, and what these see of a header others see as well.
-        rest.remove("plugin")
-    return first + rest
+    if first and "/src/" not in mutant.path:
+        return first  # each program would have to be compiled anew, and sees no more of a public header than these
+    return first + [each for each in STEPS if each not in first]
 
 
 def programs_of(step, build):
@@ -324,8 +333,6 @@ def try_out(lane, mutant, times):
     for build in mutant.builds:
         directory = lane.build_for_tsan() if build is TSAN else lane.plain
         for step in steps_for(mutant, build):
-            if step not in times[build]:
-                continue
             built, log = ninja(directory, programs_of(step, build))
             if not built:
                 # A static_assert of a test is a test.
@@ -356,8 +363,6 @@ def baseline(lane, build):
     directory = lane.build_for_tsan() if build is TSAN else lane.plain
     times = {}
     for step, (program, arguments) in TABLES[build].items():
-        if not (lane.source / "test" / (pathlib.Path(program).name + ".cpp")).exists():
-            continue
         built, log = ninja(directory, programs_of(step, build))
         if not built:
             sys.exit(log)

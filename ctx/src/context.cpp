@@ -5,6 +5,7 @@
 #include <ctx/src/waiting.hpp>
 
 #include <algorithm>
+#include <exception>
 #include <ostream>
 #include <thread>
 #include <vector>
@@ -191,6 +192,18 @@ context without_cancel(const context& parent) {
   auto* const made = new without_cancel_node{above};
   retain(above);
   return access::make(made, &never_done.value);
+}
+
+std::string cause_message(const context& ctx) {
+  const std::exception_ptr cause = ctx.cause();
+  if (cause == nullptr) return {};
+  try {
+    std::rethrow_exception(cause);
+  } catch (const std::exception& why) {
+    return why.what();
+  } catch (...) {
+    return ctx.err().message();
+  }
 }
 
 std::string to_string(const context& ctx) {

@@ -37,7 +37,7 @@ using std::chrono::milliseconds;
 /// How gRPC says why a context is done.
 grpc::Status status_of(const ctx::context& c) {
   const bool late = c.err() == ctx::errc::deadline_exceeded;
-  return {late ? grpc::StatusCode::DEADLINE_EXCEEDED : grpc::StatusCode::CANCELLED, why(c)};
+  return {late ? grpc::StatusCode::DEADLINE_EXCEEDED : grpc::StatusCode::CANCELLED, ctx::cause_message(c)};
 }
 
 /// Calls a server. The deadline of the context is the call's, and its end cancels the call.
@@ -85,7 +85,7 @@ class worker final : public example::Worker::CallbackService {
     return new handler{ctx_, *call, [this, task, result](const ctx::context& c) {
                          log(c, "begins");
                          const auto status = next_ ? ask(c, *next_, *task, result) : work(c, *task, result);
-                         log(c, c.done() ? "is cut short: " + why(c) : "ends");
+                         log(c, c.done() ? "is cut short: " + ctx::cause_message(c) : "ends");
                          return status;
                        }};
   }

@@ -6,7 +6,6 @@
 #include <ctx/context.hpp>
 
 #include <chrono>
-#include <exception>
 #include <iostream>
 #include <string>
 
@@ -17,13 +16,4 @@ inline void log(const ctx::context& c, const std::string& what) {
   const std::chrono::duration<double> now = ctx::clock::now().time_since_epoch();
   const std::string* const id = c.value(request_id);
   std::clog << std::to_string(now.count()) + " " + (id != nullptr ? *id : "-") + " " + what + "\n";
-}
-
-/// Why a context that is done ended.
-inline std::string why(const ctx::context& c) {
-  try {
-    std::rethrow_exception(c.cause());
-  } catch (const std::exception& cause) {
-    return cause.what();
-  }
 }

@@ -14,7 +14,6 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdlib>
-#include <exception>
 #include <iostream>
 #include <list>
 #include <stdexcept>
@@ -133,9 +132,5 @@ int main(int argc, char** argv) {
         [&](const std::stop_token& over) { watch_stdin(ctx::with_stop_token(scope.ctx, over).ctx, scope.cancel); }};
     serve(scope.ctx);
   }
-  try {
-    scope.ctx.throw_if_done();
-  } catch (const std::exception& why) {
-    std::cout << scope.ctx.err().message() << ": " << why.what() << std::endl;
-  }
+  std::cout << scope.ctx.err().message() << ": " << ctx::cause_message(scope.ctx) << std::endl;
 }

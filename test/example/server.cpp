@@ -97,9 +97,9 @@ class session : public std::enable_shared_from_this<session> {
 
   void give_up() {
     const auto c = scope_.ctx;
-    if (c.err() == ctx::errc::deadline_exceeded) return answer(c, http::status::gateway_timeout, why(c));
-    if (service_.ctx.done()) return answer(c, http::status::service_unavailable, why(c));
-    log(c, "is not answered: " + why(c));
+    if (c.err() == ctx::errc::deadline_exceeded) return answer(c, http::status::gateway_timeout, ctx::cause_message(c));
+    if (service_.ctx.done()) return answer(c, http::status::service_unavailable, ctx::cause_message(c));
+    log(c, "is not answered: " + ctx::cause_message(c));
     close();
   }
 
@@ -145,5 +145,5 @@ int main(int argc, char** argv) {
   std::cout << "port " << acceptor.local_endpoint().port() << std::endl;
   accept(acceptor, here);
   here.io.run();
-  log(c, "ends: " + why(c));
+  log(c, "ends: " + ctx::cause_message(c));
 }

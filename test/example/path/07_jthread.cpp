@@ -13,7 +13,6 @@
 
 #include <ctx/context.hpp>
 
-#include <exception>
 #include <functional>
 #include <iostream>
 #include <stdexcept>
@@ -28,12 +27,7 @@ void work(std::stop_token own, const ctx::context& program, std::string& ended_b
   while (!ctx.wait_for(1h)) {
     // … a step of the work
   }
-  try {
-    program.throw_if_done();
-    ended_by = "its jthread";
-  } catch (const std::exception& why) {
-    ended_by = std::string{"the program: "} + why.what();
-  }
+  ended_by = program.done() ? "the program: " + ctx::cause_message(program) : "its jthread";
 }
 
 int main() {

@@ -15,7 +15,6 @@
 
 #include <condition_variable>
 #include <deque>
-#include <exception>
 #include <iostream>
 #include <mutex>
 #include <optional>
@@ -64,9 +63,5 @@ int main() {
   cancel(std::runtime_error{"three are enough"});
   maker.join();
   squarer.join();
-  try {
-    ctx.throw_if_done();
-  } catch (const std::exception& why) {
-    std::cout << "all stages ended: " << why.what() << '\n';
-  }
+  std::cout << "all stages ended: " << ctx::cause_message(ctx) << '\n';
 }

@@ -31,14 +31,7 @@ ctx::cancel_scope log_in(const ctx::context& parent) {
 }
 
 // The test.
-std::string state(const ctx::context& ctx) {
-  try {
-    ctx.throw_if_done();
-    return "live";
-  } catch (const std::exception& why) {
-    return why.what();
-  }
-}
+std::string state(const ctx::context& ctx) { return ctx.done() ? ctx::cause_message(ctx) : "live"; }
 
 int main() {
   ctx::manual_clock clock;

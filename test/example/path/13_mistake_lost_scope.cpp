@@ -13,7 +13,7 @@
 // parent or the deadline: `cancel.release()`.
 //
 // Prints:
-//   wrong: 13_mistake_lost_scope.cpp:40: context canceled
+//   wrong: 13_mistake_lost_scope.cpp:32: context canceled
 //   right: live
 //   right, from a function: live
 //   right, without the right: live, then context deadline exceeded
@@ -21,20 +21,12 @@
 #include <ctx/context.hpp>
 #include <ctx/manual_clock.hpp>
 
-#include <exception>
 #include <iostream>
 #include <string>
 
 using namespace std::chrono_literals;
 
-std::string state(const ctx::context& ctx) {
-  try {
-    ctx.throw_if_done();
-    return "live";
-  } catch (const std::exception& why) {
-    return why.what();
-  }
-}
+std::string state(const ctx::context& ctx) { return ctx.done() ? ctx::cause_message(ctx) : "live"; }
 
 ctx::context for_query_wrong(const ctx::context& parent) {
   return ctx::with_timeout(parent, 5s).ctx;  // wrong: the cancel_func ends here
