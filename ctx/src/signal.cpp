@@ -386,7 +386,10 @@ void signaled::disarm() noexcept { signal_watcher::instance().remove(*this); }
 void signaled::describe(std::string& out) const {
   out += "with_signals(";
   const char* separator = "";
-  for_each(signals_, [&](int number) { out += std::exchange(separator, ", ") + name_of(number); });
+  for_each(signals_, [&](int number) {
+    out += std::exchange(separator, ", ");
+    out += name_of(number);
+  });
   out += ')';
 }
 

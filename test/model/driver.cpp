@@ -89,25 +89,59 @@ auto with_key(unsigned which, F f) {
   }
 }
 
-/// A place for each step, so that causes tell by which step they were made.
+/// A place for each step, so that causes tell by which step they were made: by its line.
+// clang-format off
 constexpr std::array places{
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
-    std::source_location::current(), std::source_location::current(), std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
+    std::source_location::current(),
 };
+// clang-format on
 static_assert(places.size() == most_steps);
 
 std::string text_of(const std::source_location& place) {
@@ -601,7 +635,8 @@ class machine {
     return !each.destroyed && each.calls == 0 && governor(each.on.model).get() == &n;
   }
 
-  /// Whether the callbacks ran on some line of ancestors that ended together with `n`.
+  /// Whether the callbacks ran on some line of ancestors that ended together with `n`: of a merge's two parents, one
+  /// may come after it.
   bool ran_above(const node& n) const {
     bool is_origin = true;
     for (const node_ptr& parent : n.parents) {

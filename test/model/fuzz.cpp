@@ -1,5 +1,6 @@
 // The same driver under libFuzzer, which looks for programs that reach code no program reached before. It minimizes
-// what it finds with -minimize_crash=1; model_test runs it with CTX_TEST_PROGRAM=$(xxd -p FILE | tr -d '\n'), and shrinks it.
+// what it finds with -minimize_crash=1; model_test runs it with CTX_TEST_PROGRAM=$(xxd -p FILE | tr -d '\n'), and
+// shrinks it.
 
 #include "driver.hpp"
 #include "program.hpp"

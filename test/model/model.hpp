@@ -4,10 +4,10 @@
 // carried down by recursion, and every question is answered by walking up.
 //
 // The contract leaves a few orders open: which of two deadlines of the same instant comes first, and which of the
-// callbacks on one context, or on siblings. Programs can tell, as a callback may do anything, and as a merge of both has the
-// cause of the first. So the model does not decide: where an end comes by itself and nothing says when, it looks at what
-// the library shows, and follows that if it is one of the orders that the contract allows. Where it has to have
-// come by now, the model ends it, whatever the library shows.
+// callbacks on one context, or on siblings. Programs can tell, as a callback may do anything, and as a merge of both
+// has the cause of the first. So the model does not decide: where an end comes by itself and nothing says when, it
+// looks at what the library shows, and follows that if it is one of the orders that the contract allows. Where it has
+// to have come by now, the model ends it, whatever the library shows.
 //
 // In between, while callbacks run, what has ended need not be done yet: it is, for sure, if somebody was told so.
 
@@ -233,7 +233,6 @@ class world {
   instant goal() const { return goal_; }  // where the clock is being moved to
   const node_ptr& background() const { return background_; }
   const node_ptr& todo() const { return todo_; }
-  bool idle() const { return calls_.empty(); }
 
   /// How many values are stored.
   std::size_t values() const {
@@ -313,7 +312,8 @@ class world {
   /// The clock is to move, by a call that began.
   void set_out(nanoseconds time) { goal_ = std::max(goal_, later(now_, time)); }
 
-  /// The clock moved: what was due before ended first, in order, and is over; what is due at that very instant ends now.
+  /// The clock moved: what was due before ended first, in order, and is over; what is due at that very instant ends
+  /// now.
   void move_to(instant time) {
     for (;;) {
       instant next = never;

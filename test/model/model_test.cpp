@@ -1,8 +1,9 @@
 // Exists for what nobody thought of: orders of steps that no other test takes. Random programs run against the library
 // and against a plain model of its contract, and all that can be seen of both is compared after every step.
 //
-// The seed is printed. CTX_TEST_SEED replays it, CTX_TEST_PROGRAMS is how many programs to run from there on: 1, with the
-// seed of one program, runs that alone. What fails is printed short, with what CTX_TEST_PROGRAM has to be to run it.
+// The seed is printed. CTX_TEST_SEED replays it, CTX_TEST_PROGRAMS is how many programs to run from there on: 1, with
+// the seed of one program, runs that alone. What fails is printed short, with what CTX_TEST_PROGRAM has to be to run
+// it.
 
 #include "driver.hpp"
 #include "program.hpp"
