@@ -206,8 +206,8 @@ class CTX_API cancel_func {
   /// the context was done already, nothing changes. When the call returns, true or false, the
   /// context is done; when it returns true, so is every descendant, their timers are released, and
   /// the `std::stop_callback`s on them ran, on this thread (those which a second cancelation reached
-  /// at the same moment, on that one's). They must not throw. May be called from many threads at
-  /// once, and from inside such a callback.
+  /// at the same moment, on that one's). What one of them throws ends the process, by
+  /// `std::terminate`. May be called from many threads at once, and from inside such a callback.
   bool operator()(location where = location::current()) const noexcept;
 
   /// Also sets the cause; a null pointer sets none.
@@ -349,9 +349,9 @@ class [[nodiscard("after_func is stopped at once where its handle is discarded")
 };
 
 /// Calls `f` once, on a thread of its own, after `ctx` is done: at once where it is already. That thread
-/// has the signals blocked that this one has. Canceling does not wait for it. `f` must not throw. The
-/// handle keeps `ctx` and `f` alive. Where no thread can be started, `f` runs on the canceling thread (the
-/// timer's, on expiry).
+/// has the signals blocked that this one has. Canceling does not wait for it. What `f` throws ends the
+/// process, by `std::terminate`. The handle keeps `ctx` and `f` alive. Where no thread can be started, `f`
+/// runs on the canceling thread (the timer's, on expiry).
 template <class F>
   requires std::invocable<std::decay_t<F>&>
 after_func_handle after_func(const context& ctx, F&& f);

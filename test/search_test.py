@@ -342,7 +342,7 @@ def _(tmp):
             process.stdout.read(1)  # it runs
             process.send_signal(number)
             equal(process.wait(timeout=GUARD), status)
-            finish(process).ended(status, f"context canceled (interrupted by {number.name})")
+            finish(process).ended(status, f"context canceled (received {number.name}: context canceled)")
 
 
 @check("SIGINT ends the reading of a file")
@@ -352,7 +352,7 @@ def _(tmp):
     with started("needle", tmp) as process:
         process.stdout.read(1)
         process.send_signal(signal.SIGINT)
-        finish(process).ended(130, "context canceled (interrupted by SIGINT)")
+        finish(process).ended(130, "context canceled (received SIGINT: context canceled)")
 
 
 @check("a second SIGINT kills a search that hangs while it ends")
@@ -454,7 +454,7 @@ def _(tmp):
                      start_new_session=True, preexec_fn=take_terminal) as process:
             shown = read_until(master, ERASE + "files searched: 1")
             os.write(master, b"\x03")
-            shown += read_until(master, "SIGINT)\n")
+            shown += read_until(master, "canceled)\n")
             equal(process.wait(timeout=GUARD), 130)
         last = shown.split(ERASE)[-1]
         assert SUMMARY.fullmatch(last), f"{last!r} is left"

@@ -6,14 +6,16 @@
 // context that every function takes first, every loop asks and every wait listens to. Whoever ends
 // it says why, and `conclude` makes the exit status of that.
 //
-// Threads give up by throwing. An exception that leaves a thread's task becomes the cause that
-// ends the others (see `end_on_throw`): the first reason wins, and no reason is lost.
+// Threads give up by throwing. An exception that leaves a task of a `ctx::group` ends the others, and
+// whoever waits for the group gets it: the first reason wins, and no reason is lost.
 
 #include "duration.hpp"
 #include "queue.hpp"
 #include "search_file.hpp"
 
 #include <ctx/context.hpp>
+#include <ctx/group.hpp>
+#include <ctx/signal.hpp>
 
 #include <algorithm>
 #include <atomic>
@@ -66,16 +68,6 @@ struct cut_short : std::runtime_error {
   cut_short(int status_, const std::string& why) : std::runtime_error{why}, status{status_} {}
   int status;
 };
-
-/// Runs a thread's task; what it throws ends the whole search. (As <ctx/group.hpp> would.)
-template <class Task>
-void end_on_throw(const ctx::cancel_func& cancel, Task task) {
-  try {
-    task();
-  } catch (...) {
-    cancel(std::current_exception());
-  }
-}
 
 /// Writes all of `bytes`; gives up once the context is done and nobody reads. Where poll() says so,
 /// PIPE_BUF bytes can be written without blocking: a stalled reader cannot hold up the end.
@@ -186,16 +178,16 @@ void search_files(const ctx::context& c, file_queue& files, console& out) {
     if (const auto failed = search_file(c, *path, settings_of(c).text, out)) out.complain(c, *path, failed);
 }
 
-/// Walks the tree on this thread and searches it on others; returns when all of them are done.
-void search_tree(const ctx::context& c, const ctx::cancel_func& cancel, console& out) {
+/// Walks the tree on this thread and searches it on others; returns when all of them are done, or throws
+/// what ended the first of them.
+void search_tree(const ctx::context& parent, console& out) {
   file_queue files{256};
-  std::vector<std::jthread> workers;  // last: joins before what they use is destroyed
-  end_on_throw(cancel, [&] {
-    while (workers.size() < settings_of(c).workers)
-      workers.emplace_back([&] { end_on_throw(cancel, [&] { search_files(c, files, out); }); });
-    walk(c, files, out);
-    files.close();
-  });
+  ctx::group workers{parent};
+  for (std::size_t i = 0; i < settings_of(parent).workers; ++i)
+    workers.spawn([&](const ctx::context& c) { search_files(c, files, out); });
+  walk(workers.context(), files, out);
+  files.close();
+  workers.wait();
 }
 
 /// Shows the score ten times a second. The sleep between ends with the search or, as its token
@@ -203,30 +195,6 @@ void search_tree(const ctx::context& c, const ctx::cancel_func& cancel, console&
 void show_progress(const std::stop_token& over, const ctx::context& parent, console& out) {
   const auto [c, cancel] = ctx::with_stop_token(parent, over);
   while (!c.wait_for(100ms)) out.show_progress(c);
-}
-
-/// Blocks the signals that end a search, in this thread and all that it starts.
-sigset_t block_signals() {
-  std::signal(SIGPIPE, SIG_IGN);  // writing to nobody fails instead
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGINT);
-  sigaddset(&signals, SIGTERM);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  return signals;
-}
-
-/// Ends the search at the first of `signals`. One that comes while the search is ending already has
-/// its usual effect: it kills a program that hangs there.
-void watch_signals(const std::stop_token& over, const sigset_t& signals, const ctx::cancel_func& cancel) {
-  // A stop does not end sigwait(); a signal to this thread alone does.
-  const std::stop_callback wake{over, [self = pthread_self()] { pthread_kill(self, SIGTERM); }};
-  for (int signal = 0; sigwait(&signals, &signal) == 0 && !over.stop_requested();) {
-    const std::string name = signal == SIGINT ? "SIGINT" : "SIGTERM";
-    if (cancel(cut_short{128 + signal, "interrupted by " + name})) continue;
-    pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
-    std::raise(signal);
-  }
 }
 
 /// Prints how it went and returns the exit status.
@@ -240,7 +208,8 @@ int conclude(const ctx::context& c, const ctx::cancel_func& cancel, console& out
       c.throw_if_done();
     } catch (const std::exception& why) {
       const auto* const known = dynamic_cast<const cut_short*>(&why);
-      status = known != nullptr ? known->status : 2;
+      const auto* const signal = dynamic_cast<const ctx::signal_error*>(&why);
+      status = known != nullptr ? known->status : signal != nullptr ? 128 + signal->number() : 2;
       line += "; cut short: " + c.err().message() + " (" + why.what() + ")";
     }
   }
@@ -249,20 +218,23 @@ int conclude(const ctx::context& c, const ctx::cancel_func& cancel, console& out
 }
 
 int search(const settings& wanted) {
+  std::signal(SIGPIPE, SIG_IGN);  // writing to nobody fails instead
   console out;
-  const sigset_t signals = block_signals();  // before the first thread starts
+  const auto [interruptible, ignore_signals] = ctx::with_signals(ctx::background(), {SIGINT, SIGTERM});
   const cut_short too_late{124, "--timeout " + wanted.timeout_as_given};
   const auto [limited, cancel] =
-      wanted.timeout ? ctx::with_timeout(ctx::background(), *wanted.timeout, std::make_exception_ptr(too_late))
-                     : ctx::with_cancel(ctx::background());
+      wanted.timeout ? ctx::with_timeout(interruptible, *wanted.timeout, std::make_exception_ptr(too_late))
+                     : ctx::with_cancel(interruptible);
   const ctx::context c = ctx::with_value(limited, settings_key, wanted);
   {
-    const std::jthread watcher{watch_signals, std::cref(signals), std::cref(cancel)};
     std::jthread progress;
     if (::isatty(STDERR_FILENO) == 1) progress = std::jthread{show_progress, c, std::ref(out)};
-    search_tree(c, cancel, out);
+    try {
+      search_tree(c, out);
+    } catch (...) {
+      cancel(std::current_exception());
+    }
   }
-  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
   return conclude(c, cancel, out);
 }
 

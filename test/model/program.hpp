@@ -220,7 +220,7 @@ inline program from_hex(std::string_view text) {
 // Text
 
 inline std::string to_text(const step& s, std::size_t number) {
-  const auto name = [](const char* kind, unsigned which) { return kind + std::to_string(which); };
+  const auto name = [](const std::string& kind, unsigned which) { return kind + std::to_string(which); };
   const auto a = [&](const char* kind) { return name(kind, s.a()); };
   const auto b = [&](const char* kind) { return name(kind, s.b()); };
   const auto c = [&](const char* kind) { return name(kind, s.c()); };
