@@ -104,6 +104,19 @@ TEST_CASE("callbacks on an inherited deadline run in the child, on its own timer
   called.wait(false);
 }
 
+/// Has threads overwrite the stacks of those that are not in the child.
+void overwrite_stacks() {
+  std::vector<std::jthread> threads;
+  std::latch all_there{8};
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&] {
+      volatile unsigned char stack[256 << 10];
+      for (auto& each : stack) each = 0xab;
+      all_there.arrive_and_wait();
+    });
+  }
+}
+
 TEST_CASE("a child waits as its parent does, whoever waits there at the fork") {
   auto scope = ctx::with_cancel(background());
   std::latch about_to_wait{3};
@@ -125,6 +138,7 @@ TEST_CASE("a child waits as its parent does, whoever waits there at the fork") {
   int status = 0;
   for (int round = 0; round < 10 && status == 0; ++round) {
     status = in_child([] {
+      overwrite_stacks();
       const auto start = clock::now();
       must(!background().wait_for(1ms), "nobody ends the background");
       must(!ctx::with_cancel(background()).ctx.wait_until(start + 2ms), "nobody ends the context");
@@ -179,7 +193,7 @@ int in_child_of_callback(const std::function<void()>& body) {
                                     std::thread{[body] {
                                       die_after_a_minute();
                                       body();
-                                      ::_exit(0);
+                                      leave(0);
                                     }}.detach();
                                     forked = -1;
                                   }
