@@ -386,7 +386,10 @@ def _(tmp):
 @contextlib.contextmanager
 def terminal():
     """A pair of descriptors: where a person would sit, and where the program writes."""
-    master, slave = pty.openpty()
+    try:
+        master, slave = pty.openpty()
+    except OSError as why:
+        raise Skip(f"no terminals here: {why}") from why
     attributes = termios.tcgetattr(slave)
     attributes[1] &= ~termios.OPOST  # newlines as they are
     termios.tcsetattr(slave, termios.TCSANOW, attributes)
