@@ -32,6 +32,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #endif
+#if defined(_WIN32)
+#include <malloc.h>
+#endif
 
 namespace {
 
@@ -49,9 +52,19 @@ bool fails() {
   return turn == 1;
 }
 
+#if defined(_WIN32)
+void* aligned(std::size_t size, std::size_t alignment) { return ::_aligned_malloc(size, alignment); }
+void free_aligned(void* memory) noexcept { ::_aligned_free(memory); }
+#else
+void* aligned(std::size_t size, std::size_t alignment) {
+  return std::aligned_alloc(alignment, (size / alignment + 1) * alignment);
+}
+void free_aligned(void* memory) noexcept { std::free(memory); }
+#endif
+
 void* allocate(std::size_t size, std::size_t alignment) {
   ++allocations;
-  void* const memory = fails() ? nullptr : std::aligned_alloc(alignment, (size / alignment + 1) * alignment);
+  void* const memory = fails() ? nullptr : aligned(size, alignment);
   if (memory == nullptr) throw std::bad_alloc{};
   ++live;
   return memory;
@@ -59,7 +72,7 @@ void* allocate(std::size_t size, std::size_t alignment) {
 
 void deallocate(void* memory) noexcept {
   if (memory != nullptr) --live;
-  std::free(memory);
+  free_aligned(memory);
 }
 
 }  // namespace

@@ -24,7 +24,7 @@
 namespace ctx::detail {
 
 std::mutex& fork_mutex() noexcept {
-  static constinit immortal<std::mutex> mutex;
+  static immortal<std::mutex> mutex;
   return mutex.value;
 }
 

@@ -38,12 +38,14 @@ struct alignas(64) shard {
   }
 };
 
-constinit immortal<std::array<shard, 8>> all_shards;
-auto& shards = all_shards.value;
+std::array<shard, 8>& shards() noexcept {
+  static immortal<std::array<shard, 8>> all;
+  return all.value;
+}
 
 /// The shard in which something falls due first.
 shard& earliest_shard() noexcept {
-  return *std::min_element(shards.begin(), shards.end(),
+  return *std::min_element(shards().begin(), shards().end(),
                            [](const shard& a, const shard& b) { return a.next < b.next; });
 }
 
@@ -90,8 +92,8 @@ void timer::start() {
 }
 
 void timer::arm(timed& node, clock::time_point now) noexcept {
-  node.shard_ = static_cast<unsigned char>(this_processor() % shards.size());
-  shard& home = shards[node.shard_];
+  node.shard_ = static_cast<unsigned char>(this_processor() % shards().size());
+  shard& home = shards()[node.shard_];
   const tick due = node.due_;
   {
     const std::lock_guard lock{home.mutex};
@@ -111,7 +113,7 @@ void timer::arm(timed& node, clock::time_point now) noexcept {
 }
 
 void timer::disarm(timed& node) noexcept {
-  shard& home = shards[node.shard_];
+  shard& home = shards()[node.shard_];
   const std::lock_guard lock{home.mutex};
   home.wheel.disarm(node);
 }
@@ -207,7 +209,7 @@ void timer::advance_by(clock::duration time) {
 void timer::let_run() noexcept {
   const std::lock_guard lock{mutex_};
   let_clock_run();
-  for (shard& each : shards) {
+  for (shard& each : shards()) {
     const std::lock_guard shard_lock{each.mutex};
     each.wheel.rewind(to_tick(clock::now()));
     each.show_next_locked();
@@ -219,11 +221,11 @@ void timer::let_run() noexcept {
 void timer::before_fork() noexcept {
   starting_.lock();
   mutex_.lock();
-  for (shard& each : shards) each.mutex.lock();
+  for (shard& each : shards()) each.mutex.lock();
 }
 
 void timer::after_fork_in_parent() noexcept {
-  for (shard& each : shards) each.mutex.unlock();
+  for (shard& each : shards()) each.mutex.unlock();
   mutex_.unlock();
   starting_.unlock();
 }
@@ -241,7 +243,7 @@ void timer::after_fork_in_child() noexcept {
     // Nobody finishes what it was ending: it expires again.
     interrupted = std::exchange(ending_, nullptr);
     if (interrupted != nullptr) {
-      shard& home = shards[interrupted->shard_];
+      shard& home = shards()[interrupted->shard_];
       home.wheel.arm(*interrupted, interrupted->due_);
       home.show_next_locked();
     }
@@ -250,7 +252,7 @@ void timer::after_fork_in_child() noexcept {
   // lock to disarm it.
   std::construct_at(&wake_);
   std::construct_at(&advanced_);
-  for (shard& each : shards) {
+  for (shard& each : shards()) {
     each.wheel.for_each([](wheel_entry& entry) { static_cast<timed&>(entry).break_lock(); });
   }
   if (interrupted != nullptr) interrupted->adopt_operation();
@@ -258,7 +260,7 @@ void timer::after_fork_in_child() noexcept {
 }
 
 void timer::restart() noexcept {
-  if (std::all_of(shards.begin(), shards.end(), [](const shard& each) { return each.wheel.empty(); })) return;
+  if (std::all_of(shards().begin(), shards().end(), [](const shard& each) { return each.wheel.empty(); })) return;
   try {
     start();
   } catch (...) {

@@ -66,7 +66,10 @@ std::optional<std::string> run(const program& given) {
   for (std::string* each : {&before, &running}) each->reserve(1'000);  // so that they stay where they are
   before.assign(running);
   running.assign("\nThis program was running: CTX_TEST_PROGRAM=").append(model::to_hex(given)).append("\n");
-  for (const int signal : {SIGSEGV, SIGBUS, SIGILL, SIGABRT, SIGTERM, SIGINT}) std::signal(signal, tell_what_runs);
+  for (const int signal : {SIGSEGV, SIGILL, SIGABRT, SIGTERM, SIGINT}) std::signal(signal, tell_what_runs);
+#if defined(SIGBUS)
+  std::signal(SIGBUS, tell_what_runs);
+#endif
   return difference(given);
 }
 
