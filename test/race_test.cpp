@@ -1314,34 +1314,36 @@ TEST_CASE("a callback of a deadline sets the next, while another thread cancels"
   struct world : scene {
     explicit world(dice& d) : chance{d.below(1000)} { set_next(12); }
     void set_next(int left) {
-      if (left == 0) {
-        over = true;
-        return;
-      }
       auto next = [&] {
         const std::lock_guard lock{mutex};
         return ctx::with_timeout(p.ctx, chance.up_to(20us));
       }();
-      // The callback may run before this returns, and set the next.
-      auto watch = std::make_unique<witness>(next.ctx, found, [this, left] { set_next(left - 1); });
-      const std::lock_guard lock{mutex};
-      scopes.push_back(std::move(next));
-      watches.push_back(std::move(watch));
+      // The callback may run before this returns, on this thread or another, and set the next.
+      auto watch = std::make_unique<witness>(next.ctx, found, [this, left] {
+        if (left > 1) set_next(left - 1);
+      });
+      {
+        const std::lock_guard lock{mutex};
+        scopes.push_back(std::move(next));
+        watches.push_back(std::move(watch));
+      }
+      ++set;
     }
+    bool over() const { return set == 12; }
     cancel_scope p = ctx::with_cancel(root);
-    std::atomic<bool> over{false};
+    std::atomic<int> set{0};  // so many are set, and kept below
     std::mutex mutex;
     dice chance;                                    // guarded by mutex
     std::vector<cancel_scope> scopes;               // guarded by mutex
     std::vector<std::unique_ptr<witness>> watches;  // guarded by mutex
   };
   const side<world> wait = [](world& w, dice&) {
-    while (!w.over) std::this_thread::yield();
+    while (!w.over()) std::this_thread::yield();
   };
   const side<world> cancel = [](world& w, dice& d) {
     spin_for(d.up_to(800us));
     w.p.cancel();
-    while (!w.over) std::this_thread::yield();
+    while (!w.over()) std::this_thread::yield();
   };
   CHECK(race<world>(rounds(300), {wait, cancel}, [](world& w) {
           const std::lock_guard lock{w.mutex};
