@@ -273,8 +273,6 @@ TEST_CASE("a cause may be an exception object of any type") {
   CHECK(code(c.cause()) == std::errc::no_space_on_device);
 }
 
-// Where
-
 TEST_CASE("cause_message tells the cause, or what the code says where the cause is no std::exception") {
   auto [c, cancel] = with_cancel(background());
   auto [child, cancel_child] = with_timeout(c, 1h);
@@ -292,6 +290,8 @@ TEST_CASE("cause_message tells the cause, or what the code says where the cause 
   cancel_silent();
   CHECK_THROWS_WITH(silent.throw_if_done(), ctx::cause_message(silent).c_str());
 }
+
+// Where
 
 TEST_CASE("the cause names the call that canceled") {
   auto [a, cancel_a] = with_cancel(background());

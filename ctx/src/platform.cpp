@@ -92,7 +92,13 @@ void at_fork(fork_part part, const fork_steps& steps) {
       [] {
         std::for_each(parts.rbegin(), parts.rend(), [](const fork_steps& each) { each.in_child(); });
         fork_mutex().unlock();
-        for (const fork_steps& each : parts) each.restart();
+        for (const fork_steps& each : parts) {
+          try {
+            each.restart();
+          } catch (...) {
+            // There is nobody to tell. Who needs the thread next tries again.
+          }
+        }
       });
   if (failed != 0) throw std::bad_alloc{};
   const std::lock_guard lock{fork_mutex()};

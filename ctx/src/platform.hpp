@@ -27,7 +27,7 @@ struct fork_steps {
   void (*before)();     // takes its locks
   void (*in_parent)();  // releases them
   void (*in_child)();   // makes whole what threads that are gone left half done, and releases them
-  void (*restart)();    // in the child, once all parts are whole and no lock is held: starts threads anew
+  void (*restart)();    // in the child, once all parts are whole and no lock is held: starts threads anew; may throw
 };
 
 /// Has fork() take these steps. For when the library is loaded. Throws `std::bad_alloc`.
@@ -36,8 +36,8 @@ void at_fork(fork_part part, const fork_steps& steps);
 /// Keeps forks away while it is locked. fork() takes it before all other locks of the library, and so must others.
 std::mutex& fork_mutex() noexcept;
 
-/// In the child of a fork: makes `gone` empty, whose thread is not in this process, so that another can take its place. What
-/// belongs to that thread is kept for good, as destroying it would join it.
+/// In the child of a fork: makes `gone` empty, whose thread is not in this process, so that another can take
+/// its place. What belongs to that thread is kept for good, as destroying it would join it.
 void abandon(std::jthread& gone) noexcept;
 
 /// Blocks all signals for the calling thread, and every thread that it starts.

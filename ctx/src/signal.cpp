@@ -223,7 +223,7 @@ class signal_watcher {
   void before_fork() noexcept;
   void after_fork_in_parent() noexcept;
   void after_fork_in_child() noexcept;
-  void restart() noexcept;
+  void restart();
 
   std::mutex starting_;  // held while the thread is started; taken before mutex_
   std::atomic<bool> started_{false};
@@ -368,17 +368,13 @@ void signal_watcher::after_fork_in_child() noexcept {
   after_fork_in_parent();
 }
 
-void signal_watcher::restart() noexcept {
+void signal_watcher::restart() {
   {
     const no_signals here;
     const std::lock_guard lock{mutex_};
     if (waiting_.empty() && chosen_.empty()) return;
   }
-  try {
-    start();
-  } catch (...) {
-    // There is nobody to tell. The next with_signals() tries again.
-  }
+  start();
 }
 
 void signaled::disarm() noexcept { signal_watcher::instance().remove(*this); }

@@ -259,13 +259,8 @@ void timer::after_fork_in_child() noexcept {
   after_fork_in_parent();
 }
 
-void timer::restart() noexcept {
-  if (std::all_of(shards().begin(), shards().end(), [](const shard& each) { return each.wheel.empty(); })) return;
-  try {
-    start();
-  } catch (...) {
-    // There is nobody to tell. The next deadline tries again.
-  }
+void timer::restart() {
+  if (std::any_of(shards().begin(), shards().end(), [](const shard& each) { return !each.wheel.empty(); })) start();
 }
 
 }  // namespace ctx::detail

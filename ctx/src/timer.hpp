@@ -81,7 +81,7 @@ class timer {
   void before_fork() noexcept;
   void after_fork_in_parent() noexcept;
   void after_fork_in_child() noexcept;
-  void restart() noexcept;
+  void restart();
 
   std::mutex starting_;  // held while the thread is started; taken before mutex_
   std::atomic<bool> started_{false};

@@ -322,7 +322,7 @@ cancelable::word cancelable::claim_for(cancelable& parent, word state) noexcept 
   const completion* const herald = (above & has_token) != 0 ? &parent : herald_of(above);
   origin_ = &parent.origin();
   disarm();
-  return (state & (busy | has_token)) | (above & expired) | reinterpret_cast<word>(herald);
+  return claim(state, herald, above & expired);
 }
 
 cancelable::word cancelable::claim_as_origin(errc error, operation* work, word state) noexcept {
@@ -330,8 +330,7 @@ cancelable::word cancelable::claim_as_origin(errc error, operation* work, word s
   has_cause_.store(cause_ != nullptr, std::memory_order_relaxed);
   operation_ = work;
   disarm();
-  const word why = error == errc::deadline_exceeded ? expired : 0;
-  return (state & (busy | has_token)) | why | reinterpret_cast<word>(static_cast<completion*>(this));
+  return claim(state, this, error == errc::deadline_exceeded ? expired : 0);
 }
 
 cancelable& cancelable::origin() const noexcept {

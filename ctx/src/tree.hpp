@@ -162,6 +162,9 @@ class cancelable : public marked, public completion {
 
   // Claiming sets all but the state, and returns what that is to be.
   static bool claimed(word state) noexcept { return herald_of(state) != nullptr; }
+  static word claim(word state, const completion* herald, word why) noexcept {
+    return (state & ~has_children) | reinterpret_cast<word>(herald) | why;  // the bit of which `why` takes over
+  }
   word claim_for(cancelable& parent, word state) noexcept;
   word claim_as_origin(errc error, operation* work, word state) noexcept;
   cancelable& origin() const noexcept;
