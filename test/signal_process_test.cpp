@@ -124,6 +124,10 @@ constexpr bool allocator_survives_forks = false;
 constexpr bool allocator_survives_forks = true;
 #endif
 
+TEST_CASE("a child that was forked while another thread canceled what a signal is to end gets signals") {
+  CHECK(status_of_way("fork_during_a_cancel") == 0);
+}
+
 TEST_CASE("a child that was forked while signals came and contexts ended is whole" *
           doctest::skip(!allocator_survives_forks)) {
   CHECK(status_of_way("fork_in_a_storm") == 0);

@@ -355,16 +355,14 @@ void signal_watcher::after_fork_in_child() noexcept {
   if (thread_is_gone) {
     abandon(thread_);
     started_ = false;
-    // Nobody finishes what it was ending: that is ended again.
-    for (signaled* const node : ending_) {
-      node->break_lock();
-      node->adopt_operation();
-    }
-    chosen_.splice(chosen_.begin(), ending_);
+    chosen_.splice(chosen_.begin(), ending_);  // nobody finishes what it was ending: that is ended again
   }
   // Threads are gone, too, that had locked a node and waited for the mutex to remove it.
   for (signaled* const node : waiting_) node->break_lock();
-  for (signaled* const node : chosen_) node->break_lock();
+  for (signaled* const node : chosen_) {
+    node->break_lock();
+    node->adopt_operation();
+  }
   after_fork_in_parent();
 }
 

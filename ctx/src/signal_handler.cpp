@@ -95,11 +95,11 @@ void take_signal(int number) noexcept {
   ::sigfillset(&ours.sa_mask);
 
   start_change(of);
-  // First, as the handler may need it at once. Where somebody has put ours back, that is no earlier one.
-  struct sigaction now {};
-  ::sigaction(number, nullptr, &now);
-  if (!is_ours(now)) of.earlier = now;
-  ::sigaction(number, &ours, nullptr);
+  // In one step, so that nothing is lost that somebody sets meanwhile; the handler waits for the state. Where
+  // somebody has put ours back, that is no earlier one.
+  struct sigaction before {};
+  ::sigaction(number, &ours, &before);
+  if (!is_ours(before)) of.earlier = before;
   of.state = owner::taken;
 }
 

@@ -459,10 +459,16 @@ void cancelable::break_lock() noexcept {
 }
 
 void cancelable::adopt_operation() noexcept {
-  if (!claimed(state_.load(std::memory_order_acquire)) || &origin() != this || operation_ == nullptr) return;
-  auto* const adopted = new (std::nothrow) operation{*operation_};  // for good: nobody will finish it
-  if (adopted != nullptr && adopted->to_announce == &operation_->self) adopted->to_announce = &adopted->self;
-  operation_ = adopted;
+  if (!claimed(state_.load(std::memory_order_acquire))) return;
+  cancelable& from = origin();
+  from.break_lock();
+  if (from.operation_ == nullptr) return;
+  auto* const adopted = new (std::nothrow) operation{*from.operation_};  // for good: nobody will finish it
+  if (adopted != nullptr) {
+    if (adopted->to_announce == &from.operation_->self) adopted->to_announce = &adopted->self;
+    adopted->swept = true;  // or all who come to help would wait for ever
+  }
+  from.operation_ = adopted;
 }
 
 // Observing

@@ -120,9 +120,9 @@ class cancelable : public marked, public completion {
   /// In the child of a fork: the thread that held the lock is gone.
   void break_lock() noexcept;
 
-  /// In the child of a fork: the thread that was ending this node is gone, and its stack, where the operation
-  /// is, may be used again. Keeps the operation, so that what is left to announce can be; where memory is
-  /// short, forgets it.
+  /// In the child of a fork: the thread that was ending this node, or one above it, may be gone, and its stack,
+  /// where the operation is, be used again. Keeps the operation, as far as it came, so that what is left to announce
+  /// can be; where memory is short, forgets it.
   void adopt_operation() noexcept;
 
  protected:

@@ -91,14 +91,16 @@ void hang_in_a_callback() {
 
 void hang_in_a_callback_of_another_context() {
   auto first = with_signals(background(), {SIGUSR1});
-  std::stop_callback callback{first.ctx.stop_token(), [] {
-                                say("ready");
+  std::latch running{1};
+  std::stop_callback callback{first.ctx.stop_token(), [&] {
+                                running.count_down();
                                 hang();
                               }};
   ::raise(SIGUSR1);
+  running.wait();
   // The watcher is at work elsewhere: nobody ends this context, and yet the disposition is put back.
   auto second = with_signals(background(), {SIGINT});
-  first.ctx.wait();
+  say("ready");
   while (!is_default(SIGINT)) std::this_thread::yield();
   say("SIGINT");
   hang();
@@ -283,7 +285,50 @@ void fork_during_a_callback() {
   second.ctx.wait();
 }
 
+void fork_during_a_cancel() {
+  for (int round = 0; round < 20; ++round) {
+    auto busy = with_signals(background(), {SIGUSR1});
+    std::latch running{1};
+    std::atomic<bool> release = false;
+    std::stop_callback callback{busy.ctx.stop_token(), [&] {
+                                  running.count_down();
+                                  release.wait(false);
+                                }};
+    ::raise(SIGUSR1);
+    running.wait();
+    // The watcher is at work elsewhere, and is still to end this one. To cancel it takes about a millisecond.
+    auto large = with_signals(background(), {SIGUSR2});
+    std::vector<context> tree{large.ctx};
+    for (std::size_t i = 0; tree.size() < 20'000; ++i) {
+      auto child = ctx::with_cancel(tree[i / 2]);
+      child.cancel.release();
+      tree.push_back(std::move(child.ctx));
+    }
+    ::raise(SIGUSR2);
+    auto next = with_signals(background(), {SIGURG});
+    std::atomic<bool> canceling = false;
+    const std::jthread other{[&] {
+      canceling = true;
+      large.cancel();
+    }};
+    while (!canceling) std::this_thread::yield();
+    for (const auto start = ctx::clock::now(); ctx::clock::now() < start + round * 50us;) {
+    }
+    const int status = in_child([&] {
+      large.ctx.wait();
+      must(!next.ctx.done(), "what waited at the fork still waits");
+      ::raise(SIGURG);
+      next.ctx.wait();
+      raise_and_wait();
+    });
+    release = true;
+    release.notify_all();
+    must(status == 0, "a child that was forked in the middle of a cancel gets signals");
+  }
+}
+
 void fork_in_a_storm() {
+  ::signal(SIGUSR1, count);  // at times there is no context left that waits for it
   std::atomic<bool> over = false;
   {
     std::vector<std::jthread> threads;
@@ -298,8 +343,6 @@ void fork_in_a_storm() {
         }
       });
     }
-    // At times there is no context left that waits for the signal.
-    ::signal(SIGUSR1, count);
     auto far = with_signals(background(), {SIGURG});
     for (int round = 0; round < 200; ++round) {
       const int status = in_child([&] {
@@ -335,6 +378,7 @@ constexpr std::pair<std::string_view, void (*)()> ways[]{
     {"fork_with_contexts", fork_with_contexts},
     {"fork_in_a_callback", fork_in_a_callback},
     {"fork_during_a_callback", fork_during_a_callback},
+    {"fork_during_a_cancel", fork_during_a_cancel},
     {"fork_in_a_storm", fork_in_a_storm},
 };
 
