@@ -320,7 +320,8 @@ def description(programs, rounds):
             processor = re.search(r"model name\s*: (.*)", info.read())[1]
     except (OSError, TypeError):
         pass
-    parts.append(f"{os.cpu_count()} cores, {processor}, {platform.system()} {platform.release()}")
+    release = re.match(r"[\d.]*", platform.release())[0]
+    parts.append(f"{os.cpu_count()} cores, {processor}, {platform.system()} {release}")
     parts.append(f"medians of {rounds} round{'s' if rounds > 1 else ''}")
     return "; ".join(parts)
 
