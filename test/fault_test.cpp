@@ -2,7 +2,7 @@
 // with it; a signal ends a wait; a callback that blocks the timer's thread holds up what does not need it,
 // or lets pass what it should hold up; a callback that throws ends the process without a word.
 //
-// Where memory and threads run out: see allocation_test.cpp. Forks and exits: see process_test.cpp.
+// Where memory and threads run out: see allocation_test.cpp. Forks: see fork_test.cpp; exits: process_test.cpp.
 //
 // The system's clock is interposed here, so that it can be set without being so.
 
