@@ -329,13 +329,6 @@ TEST_CASE("a child forked while another thread asks for a cause can ask, too") {
   CHECK(status == 0);
 }
 
-#if defined(CTX_TEST_ASAN)
-// Its allocator does not know of forks: it leaves locks in the child whose holders are gone.
-constexpr bool allocator_survives_forks = false;
-#else
-constexpr bool allocator_survives_forks = true;
-#endif
-
 /// Threads that repeat a step each until they are told to stop, all of them at work once it is made.
 class storm {
  public:
@@ -372,7 +365,7 @@ int fork_in_storm() {
 }
 
 TEST_CASE("a child forked while threads arm, cancel and wait has working deadlines" *
-          doctest::skip(!allocator_survives_forks)) {
+          doctest::skip(!may_fork_in_storms)) {
   const storm raging{
       [] { ctx::with_timeout(background(), 1ms).cancel(); },
       [] { ctx::with_timeout(background(), 100us).ctx.wait(); },
@@ -411,7 +404,7 @@ void use_everything() {
 }
 
 TEST_CASE("a child forked in the middle of a storm makes contexts of every kind of its own" *
-          doctest::skip(!allocator_survives_forks)) {
+          doctest::skip(!may_fork_in_storms)) {
   const storm raging{
       use_everything,
       [] { ctx::with_timeout(background(), 50us).ctx.wait(); },

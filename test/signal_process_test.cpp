@@ -117,19 +117,12 @@ TEST_CASE("what a signal was ending at a fork is ended in the child too") {
   CHECK(status_of_way("fork_during_a_callback") == 0);
 }
 
-#if defined(CTX_TEST_ASAN)
-// Its allocator does not know of forks: it leaves locks in the child whose holders are gone.
-constexpr bool allocator_survives_forks = false;
-#else
-constexpr bool allocator_survives_forks = true;
-#endif
-
 TEST_CASE("a child that was forked while another thread canceled what a signal is to end gets signals") {
   CHECK(status_of_way("fork_during_a_cancel") == 0);
 }
 
 TEST_CASE("a child that was forked while signals came and contexts ended is whole" *
-          doctest::skip(!allocator_survives_forks)) {
+          doctest::skip(!may_fork_in_storms)) {
   CHECK(status_of_way("fork_in_a_storm") == 0);
 }
 

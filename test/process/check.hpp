@@ -35,6 +35,14 @@ extern "C" [[gnu::used, gnu::visibility("default")]] inline const char* __tsan_d
 }
 #endif
 
+#if defined(CTX_TEST_ASAN) || defined(CTX_TEST_TSAN)
+// AddressSanitizer's allocator does not know of forks: it leaves locks in the child whose holders are gone.
+// ThreadSanitizer sees two threads in one that got the stack, and with it the identity, of one that is gone.
+inline constexpr bool may_fork_in_storms = false;
+#else
+inline constexpr bool may_fork_in_storms = true;
+#endif
+
 /// A status that no program means.
 inline constexpr int failed = 99;
 
