@@ -75,6 +75,10 @@ struct access;
 struct a_key_is_a_ctx_key_or_a_movable_class_with_equality_and_a_context_value;
 struct declare_the_key_once_at_namespace_scope;
 struct name_the_context_before_you_ask_it_for_a_value;
+struct a_cause_is_an_exception_such_as_a_std_runtime_error_of_the_text;
+
+template <class T>
+concept text = std::same_as<T, const char*> || std::same_as<T, char*>;
 
 }  // namespace detail
 
@@ -217,7 +221,7 @@ class CTX_API cancel_func {
   /// be made, to the exception that says why.
   template <class Exception>
     requires(std::copy_constructible<Exception> && !std::convertible_to<Exception, std::exception_ptr> &&
-             !std::same_as<Exception, location>)
+             !std::same_as<Exception, location> && !detail::text<Exception>)
   bool operator()(Exception cause, location where = location::current()) const noexcept {
     try {
       return (*this)(std::make_exception_ptr(std::move(cause)), where);
@@ -225,6 +229,11 @@ class CTX_API cancel_func {
       return (*this)(std::current_exception(), where);  // of the move: what it threw is the cause
     }
   }
+
+  // Not to a pointer, in which nobody would look for a text.
+  template <detail::text Text>
+  detail::a_cause_is_an_exception_such_as_a_std_runtime_error_of_the_text operator()(
+      Text, location where = location::current()) const = delete;
 
   /// Gives the right up without canceling: from then on only the parent or the deadline ends the
   /// context.

@@ -14,6 +14,7 @@ COMPILER = sys.argv[1:]
 PREFACE = """
 #include <ctx/context.hpp>
 
+#include <stdexcept>
 #include <string>
 
 using namespace std::chrono_literals;
@@ -64,6 +65,11 @@ CASES = [
       'use(ctx::with_cancel(parent).ctx.value(header{"accept"}));'],
      "error", "name_the_context_before_you_ask_it_for_a_value",
      ["const auto child = ctx::with_value(parent, user_key, 1); use(child.value(user_key));"]),
+    ("a text as the cause",
+     ['auto [c, cancel] = ctx::with_cancel(parent); cancel("disk full"); use(c);'],
+     "error", "a_cause_is_an_exception_such_as_a_std_runtime_error_of_the_text",
+     ['auto [c, cancel] = ctx::with_cancel(parent); cancel(std::runtime_error{"disk full"}); use(c);',
+      "auto [c, cancel] = ctx::with_cancel(parent); cancel(nullptr); cancel(42); use(c);"]),
     ("a value stored, and the context that has it discarded",
      ["ctx::with_value(parent, user_key, 1);", 'ctx::with_value(parent, header{"accept"}, "*/*");'],
      "warning", "the value is in the context that is returned, not in its parent",

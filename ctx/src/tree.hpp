@@ -72,7 +72,7 @@ union link {
 };
 
 /// The small parts of a cancelable, which fit into the room that a node leaves at its end.
-class marked : public node {
+class flagged_node : public node {
  protected:
   using node::node;
 
@@ -82,11 +82,11 @@ class marked : public node {
 };
 
 /// A node that can be canceled.
-class cancelable : public marked, public completion {
+class cancelable : public flagged_node, public completion {
  public:
   /// A child of `parent`, born with two references: its context's and its cancel_func's.
   cancelable(node* parent, factory made_by, std::source_location where, std::exception_ptr deadline_cause = {}) noexcept
-      : marked{parent, made_by, 2}, cause_{std::move(deadline_cause)}, where_{where} {}
+      : flagged_node{parent, made_by, 2}, cause_{std::move(deadline_cause)}, where_{where} {}
 
   cancelable* nearest_cancelable() const noexcept final { return const_cast<cancelable*>(this); }
 
