@@ -28,7 +28,8 @@
 #include <vector>
 
 #if defined(__GLIBC__)
-#include <pthread.h>
+#include "no_threads.hpp"
+
 #include <sys/wait.h>
 #include <unistd.h>
 #endif
@@ -191,24 +192,6 @@ TEST_CASE("each allocation that the first deadline or clock of a process makes m
     }
   }
 }
-
-/// While it lives, no thread can be started: no stack would fit into memory.
-class no_threads {
- public:
-  no_threads() {
-    pthread_getattr_default_np(&before_);
-    pthread_attr_t huge;
-    pthread_attr_init(&huge);
-    pthread_attr_setstacksize(&huge, std::size_t{1} << 60);
-    pthread_setattr_default_np(&huge);
-  }
-  no_threads(const no_threads&) = delete;
-  no_threads& operator=(const no_threads&) = delete;
-  ~no_threads() { pthread_setattr_default_np(&before_); }
-
- private:
-  pthread_attr_t before_;
-};
 
 TEST_CASE("where the timer's thread can't be started, the first deadline says so and leaves nothing") {
   CHECK(in_fresh_process([] {

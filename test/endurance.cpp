@@ -10,6 +10,8 @@
 //
 //   meson test -C build --benchmark --verbose endurance
 
+#include "sanitizer.hpp"
+
 #include <ctx/context.hpp>
 
 #include <atomic>
@@ -45,14 +47,6 @@ using ctx::background;
 using ctx::cancel_scope;
 using ctx::clock;
 using ctx::context;
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool sanitized = true;
-#elif defined(__has_feature)
-constexpr bool sanitized = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
-#else
-constexpr bool sanitized = false;
-#endif
 
 constexpr int servers = 4;
 constexpr std::uint64_t most_a_second = 100'000;

@@ -3,6 +3,9 @@
 //
 // Tasks note what they find; it is checked when they are over.
 
+#include "failing_new.hpp"
+#include "sanitizer.hpp"
+
 #include <ctx/group.hpp>
 #include <ctx/manual_clock.hpp>
 
@@ -34,38 +37,10 @@
 #include <vector>
 
 #if defined(__GLIBC__)
+#include "no_threads.hpp"
+
 #include <pthread.h>
 #include <unistd.h>
-#endif
-
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-#define CTX_UNDER_SANITIZER
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define CTX_UNDER_SANITIZER
-#define CTX_WITHOUT_OWN_NEW  // which clang's ThreadSanitizer brings along
-#elif __has_feature(address_sanitizer)
-#define CTX_UNDER_SANITIZER
-#endif
-#endif
-
-#if !defined(CTX_WITHOUT_OWN_NEW)
-namespace {
-
-thread_local long fails_in = 0;  // so many allocations of this thread from now, one fails; zero: none does
-
-void* allocate(std::size_t size) {
-  const bool fails = fails_in > 0 && --fails_in == 0;
-  void* const memory = fails ? nullptr : std::malloc(size);
-  if (memory == nullptr) throw std::bad_alloc{};
-  return memory;
-}
-
-}  // namespace
-
-void* operator new(std::size_t size) { return allocate(size); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 #endif
 
 namespace {
@@ -362,20 +337,19 @@ TEST_CASE("a group without a limit starts tasks after its end too, which see it"
 
 TEST_CASE("wait and the destructor also wait for what tasks spawn, and those in turn") {
   std::atomic<int> calls = 0;
+  const std::function<void(group&, int)> spawn_tree = [&](group& g, int depth) {
+    g.spawn([&, depth](const context&) {
+      ++calls;
+      if (depth > 1) spawn_tree(g, depth - 1);
+      if (depth > 1) spawn_tree(g, depth - 1);
+    });
+  };
   {
-    std::optional<group> g{background()};
-    std::function<void(int)> spawn_tree = [&](int depth) {
-      g->spawn([&, depth](const context&) {
-        ++calls;
-        if (depth > 1) spawn_tree(depth - 1);
-        if (depth > 1) spawn_tree(depth - 1);
-      });
-    };
-    spawn_tree(6);
-    g->wait();
+    group g{background()};
+    spawn_tree(g, 6);
+    g.wait();
     CHECK(calls == 63);
-    spawn_tree(6);
-    g.reset();
+    spawn_tree(g, 6);
   }
   CHECK(calls == 126);
 }
@@ -612,7 +586,7 @@ TEST_CASE("the destructor ends a task that waits for a place") {
 
 // Faults
 
-#if !defined(CTX_WITHOUT_OWN_NEW)
+#if CTX_TEST_OWN_NEW
 TEST_CASE("a spawn that runs out of memory leaves the group as it was") {
   for (const std::size_t limit : {std::size_t{0}, std::size_t{1}}) {
     std::optional<group> g;
@@ -670,24 +644,6 @@ TEST_CASE("a function that throws when it is copied is not started") {
 }
 
 #if defined(__GLIBC__)
-/// While it lives, no thread can be started: there is no room for stacks.
-class no_threads {
- public:
-  no_threads() {
-    pthread_getattr_default_np(&before_);
-    pthread_attr_t huge;
-    pthread_attr_init(&huge);
-    pthread_attr_setstacksize(&huge, std::size_t{1} << 60);
-    pthread_setattr_default_np(&huge);
-  }
-  no_threads(const no_threads&) = delete;
-  no_threads& operator=(const no_threads&) = delete;
-  ~no_threads() { pthread_setattr_default_np(&before_); }
-
- private:
-  pthread_attr_t before_;
-};
-
 TEST_CASE("a spawn that can't start a thread says so, gives its place back, and loses nothing") {
   for (const bool limited : {false, true}) {
     std::optional<group> g;
@@ -739,8 +695,9 @@ TEST_CASE("a place that one could make nothing of goes to another who waits for 
 
 #endif
 
-#if defined(__GLIBC__) && !defined(CTX_UNDER_SANITIZER)  // which keep memory for purposes of their own
-TEST_CASE("a group through which many tasks go keeps none of their threads") {
+#if defined(__GLIBC__)
+TEST_CASE("a group through which many tasks go keeps none of their threads" *
+          doctest::skip(sanitized)) {  // where memory is kept for other purposes
   const auto pages = [] {
     std::size_t size = 0;
     std::ifstream{"/proc/self/statm"} >> size;
@@ -766,11 +723,7 @@ TEST_CASE("a group through which many tasks go keeps none of their threads") {
 
 // Races
 
-#if defined(CTX_UNDER_SANITIZER)
-constexpr int rounds = 300;
-#else
-constexpr int rounds = 2000;
-#endif
+constexpr int rounds = sanitized ? 300 : 2000;
 
 /// What the rounds below find wrong, in threads and tasks.
 struct findings {
@@ -888,8 +841,9 @@ TEST_CASE("the end of a group meets tasks that spawn tasks") {
       std::optional<group> g;
       if (round % 2 == 0) g.emplace(background());
       if (round % 2 == 1) g.emplace(background(), 3);
+      group& of = *g;  // which tasks may use until it is destroyed; the optional is empty before that
       std::function<void(int)> spawn = [&](int depth) {
-        const bool ok = g->spawn([&, depth](const context& c) {
+        const bool ok = of.spawn([&, depth](const context& c) {
           ++called;
           if (depth > 0 && !c.done()) spawn(depth - 1);
           if (depth > 0 && !c.done()) spawn(depth - 1);

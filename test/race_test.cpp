@@ -8,6 +8,8 @@
 //
 // CTX_TEST_SEED replays the random choices, though not the schedule; CTX_TEST_ROUNDS multiplies the rounds.
 
+#include "sanitizer.hpp"
+
 #include <ctx/context.hpp>
 
 #include <doctest/doctest.h>
@@ -35,18 +37,6 @@
 #include <utility>
 #include <vector>
 
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define CTX_UNDER_TSAN
-#elif __has_feature(address_sanitizer)
-#define CTX_UNDER_ASAN
-#endif
-#elif defined(__SANITIZE_THREAD__)
-#define CTX_UNDER_TSAN
-#elif defined(__SANITIZE_ADDRESS__)
-#define CTX_UNDER_ASAN
-#endif
-
 #if defined(__unix__)
 #include <sys/wait.h>
 #include <unistd.h>
@@ -60,13 +50,7 @@ using ctx::cancel_scope;
 using ctx::context;
 using std::chrono::microseconds;
 
-#if defined(CTX_UNDER_TSAN)
-constexpr int slowdown = 3;
-#elif defined(CTX_UNDER_ASAN)
-constexpr int slowdown = 3;
-#else
-constexpr int slowdown = 1;
-#endif
+constexpr int slowdown = sanitized ? 3 : 1;
 
 // Chance
 
@@ -1354,7 +1338,7 @@ TEST_CASE("a callback of a deadline sets the next, while another thread cancels"
 
 // fork
 
-#if defined(__unix__) && !defined(CTX_UNDER_TSAN)
+#if defined(__unix__) && !defined(CTX_TEST_TSAN)
 
 /// Calls `f` in a forked child, and returns whether it came to its end.
 template <class F>

@@ -5,6 +5,9 @@
 // Signals are raised on the thread itself where the moment matters: then the handler has returned when raise()
 // does. What signals do to whole processes is in signal_process_test.cpp.
 
+#include "failing_new.hpp"
+#include "sanitizer.hpp"
+
 #include <ctx/manual_clock.hpp>
 #include <ctx/signal.hpp>
 
@@ -40,36 +43,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
-#endif
-
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-#define CTX_UNDER_SANITIZER
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define CTX_UNDER_SANITIZER
-#define CTX_WITHOUT_OWN_NEW  // which clang's ThreadSanitizer brings along
-#elif __has_feature(address_sanitizer)
-#define CTX_UNDER_SANITIZER
-#endif
-#endif
-
-#if !defined(CTX_WITHOUT_OWN_NEW)
-namespace {
-
-thread_local long fails_in = 0;  // so many allocations of this thread from now, one fails; zero: none does
-
-void* allocate(std::size_t size) {
-  const bool fails = fails_in > 0 && --fails_in == 0;
-  void* const memory = fails ? nullptr : std::malloc(size);
-  if (memory == nullptr) throw std::bad_alloc{};
-  return memory;
-}
-
-}  // namespace
-
-void* operator new(std::size_t size) { return allocate(size); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 #endif
 
 namespace {
@@ -210,10 +183,19 @@ TEST_CASE("the first signal ends the context, and the cause names it") {
 }
 
 TEST_CASE("signals have the names that people know") {
-  CHECK(std::string{signal_error{SIGINT}.what()} == "received SIGINT: context canceled");
-  CHECK(std::string{signal_error{SIGTERM}.what()} == "received SIGTERM: context canceled");
-  CHECK(std::string{signal_error{SIGRTMIN + 2}.what()} == "received SIGRTMIN+2: context canceled");
-  CHECK(std::string{signal_error{1000}.what()} == "received signal 1000: context canceled");
+  const std::pair<int, const char*> names[]{
+      {SIGABRT, "SIGABRT"},     {SIGALRM, "SIGALRM"},         {SIGBUS, "SIGBUS"},    {SIGCHLD, "SIGCHLD"},
+      {SIGCONT, "SIGCONT"},     {SIGFPE, "SIGFPE"},           {SIGHUP, "SIGHUP"},    {SIGILL, "SIGILL"},
+      {SIGINT, "SIGINT"},       {SIGKILL, "SIGKILL"},         {SIGPIPE, "SIGPIPE"},  {SIGPROF, "SIGPROF"},
+      {SIGQUIT, "SIGQUIT"},     {SIGSEGV, "SIGSEGV"},         {SIGSTOP, "SIGSTOP"},  {SIGSYS, "SIGSYS"},
+      {SIGTERM, "SIGTERM"},     {SIGTRAP, "SIGTRAP"},         {SIGTSTP, "SIGTSTP"},  {SIGTTIN, "SIGTTIN"},
+      {SIGTTOU, "SIGTTOU"},     {SIGURG, "SIGURG"},           {SIGUSR1, "SIGUSR1"},  {SIGUSR2, "SIGUSR2"},
+      {SIGVTALRM, "SIGVTALRM"}, {SIGWINCH, "SIGWINCH"},       {SIGXCPU, "SIGXCPU"},  {SIGXFSZ, "SIGXFSZ"},
+      {SIGRTMIN, "SIGRTMIN+0"}, {SIGRTMIN + 2, "SIGRTMIN+2"}, {1000, "signal 1000"},
+  };
+  for (const auto& [number, name] : names) {
+    CHECK(signal_error{number}.what() == std::string{"received "} + name + ": context canceled");
+  }
   CHECK(signal_error{SIGHUP}.number() == SIGHUP);
 }
 
@@ -631,7 +613,7 @@ TEST_CASE("under a parent that is done, the context is born done, and nothing is
   CHECK(to_string(scope.ctx) == "background.with_cancel.with_signals(SIGUSR1)");
 }
 
-#if !defined(CTX_WITHOUT_OWN_NEW)
+#if CTX_TEST_OWN_NEW
 TEST_CASE("where memory is short, nothing has changed") {
   const preset here{SIGUSR1};
   const disposition before{SIGUSR1};
@@ -678,11 +660,7 @@ TEST_CASE("a context that is gone leaves nothing behind") {
 
 // Races. Each round is judged when all is over. The earlier disposition counts.
 
-#if defined(CTX_UNDER_SANITIZER)
-constexpr int rounds = 1500;
-#else
-constexpr int rounds = 10000;
-#endif
+constexpr int rounds = sanitized ? 1500 : 10'000;
 
 /// Runs two steps at the same time, again and again.
 class pair_of_threads {

@@ -4,6 +4,8 @@
 //
 // The random test prints its seed; CTX_TEST_SEED replays one.
 
+#include "sanitizer.hpp"
+
 #include <ctx/context.hpp>
 #include <ctx/manual_clock.hpp>
 
@@ -85,13 +87,6 @@ static_assert(!std::is_copy_constructible_v<cancel_scope> && !std::is_copy_assig
 static_assert(std::is_nothrow_move_constructible_v<cancel_scope>);
 static_assert(std::is_nothrow_move_assignable_v<cancel_scope>);
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool sanitized = true;
-#elif defined(__has_feature)
-constexpr bool sanitized = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
-#else
-constexpr bool sanitized = false;
-#endif
 // Sanitizers need more stack, for themselves, and much more memory.
 constexpr int depth = sanitized ? 50'000 : 1'000'000;
 [[maybe_unused]] constexpr std::size_t stack_size = sanitized ? 2 << 20 : 256 << 10;

@@ -5,6 +5,7 @@
 // the seed of one program, runs that alone. What fails is printed short, with what CTX_TEST_PROGRAM has to be to run
 // it.
 
+#include "../sanitizer.hpp"
 #include "driver.hpp"
 #include "program.hpp"
 #include "shrink.hpp"
@@ -39,12 +40,10 @@ using model::report;
 using model::shrink;
 using model::step;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
-constexpr bool slow = true;
-#elif defined(__has_feature)
-constexpr bool slow = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
+#if defined(__OPTIMIZE__)
+constexpr bool slow = sanitized;
 #else
-constexpr bool slow = false;
+constexpr bool slow = true;
 #endif
 
 std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {

@@ -3,6 +3,8 @@
 // What the process tests and the programs that they run share. A test framework does not survive fork
 // and exit, so children and programs say what is wrong on stderr, and by their status.
 
+#include "../sanitizer.hpp"
+
 #include <pthread.h>
 #include <signal.h>
 #include <sys/syscall.h>
@@ -14,20 +16,6 @@
 #include <cstdio>
 #include <source_location>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define CTX_TEST_ASAN 1
-#endif
-#if defined(__SANITIZE_THREAD__)
-#define CTX_TEST_TSAN 1
-#endif
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define CTX_TEST_ASAN 1
-#elif __has_feature(thread_sanitizer)
-#define CTX_TEST_TSAN 1
-#endif
-#endif
-
 #if defined(CTX_TEST_TSAN)
 /// Where several threads were at the fork, it gives up on a child that starts another, unless told not to.
 extern "C" [[gnu::used, gnu::visibility("default")]] inline const char* __tsan_default_options() {
@@ -35,13 +23,9 @@ extern "C" [[gnu::used, gnu::visibility("default")]] inline const char* __tsan_d
 }
 #endif
 
-#if defined(CTX_TEST_ASAN) || defined(CTX_TEST_TSAN)
 // AddressSanitizer's allocator does not know of forks: it leaves locks in the child whose holders are gone.
 // ThreadSanitizer sees two threads in one that got the stack, and with it the identity, of one that is gone.
-inline constexpr bool may_fork_in_storms = false;
-#else
-inline constexpr bool may_fork_in_storms = true;
-#endif
+inline constexpr bool may_fork_in_storms = !sanitized;
 
 /// A status that no program means.
 inline constexpr int failed = 99;
