@@ -80,6 +80,11 @@ struct a_cause_is_an_exception_such_as_a_std_runtime_error_of_the_text;
 template <class T>
 concept text = std::same_as<T, const char*> || std::same_as<T, char*>;
 
+// What is thrown, not what refers to it, nor the place that follows it in a list of parameters.
+template <class T>
+concept exception_object = std::copy_constructible<T> && !std::convertible_to<T, std::exception_ptr> &&
+                           !std::same_as<T, std::source_location> && !text<T>;
+
 }  // namespace detail
 
 /// A value that tells work when to stop, and carries what belongs to the request. Cheap to copy (one
@@ -219,9 +224,7 @@ class CTX_API cancel_func {
 
   /// Also sets the cause, to a copy of `cause`: `cancel(std::runtime_error{"disk full"})`; where that can't
   /// be made, to the exception that says why.
-  template <class Exception>
-    requires(std::copy_constructible<Exception> && !std::convertible_to<Exception, std::exception_ptr> &&
-             !std::same_as<Exception, location> && !detail::text<Exception>)
+  template <detail::exception_object Exception>
   bool operator()(Exception cause, location where = location::current()) const noexcept {
     try {
       return (*this)(std::make_exception_ptr(std::move(cause)), where);
@@ -281,11 +284,21 @@ template <class Clock, class Duration>
 cancel_scope with_deadline(const context& parent, const std::chrono::time_point<Clock, Duration>& deadline,
                            std::exception_ptr cause = {}, std::source_location where = std::source_location::current());
 
+/// The same with an exception object as the cause: `with_deadline(parent, noon, std::runtime_error{"too late"})`.
+template <class Clock, class Duration, detail::exception_object Exception>
+cancel_scope with_deadline(const context& parent, const std::chrono::time_point<Clock, Duration>& deadline,
+                           Exception cause, std::source_location where = std::source_location::current());
+
 /// `with_deadline(parent, clock::now() + timeout)`, for a duration of any kind; one that `clock` can't
 /// represent never passes. Throws `std::invalid_argument` for NaN.
 template <class Rep, class Period>
 cancel_scope with_timeout(const context& parent, const std::chrono::duration<Rep, Period>& timeout,
                           std::exception_ptr cause = {}, std::source_location where = std::source_location::current());
+
+/// The same with an exception object as the cause: `with_timeout(parent, 5s, std::runtime_error{"too slow"})`.
+template <class Rep, class Period, detail::exception_object Exception>
+cancel_scope with_timeout(const context& parent, const std::chrono::duration<Rep, Period>& timeout, Exception cause,
+                          std::source_location where = std::source_location::current());
 
 /// A child that also ends, with `errc::canceled`, when stop is requested on `token`: with it, the token
 /// of a `std::jthread` drives a context. Callbacks then run on the thread that requests the stop. Where

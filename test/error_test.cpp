@@ -394,4 +394,17 @@ TEST_CASE("a context is written to a stream as to_string tells it") {
   CHECK(&result == &out);
 }
 
+TEST_CASE("a deadline takes an exception object as its cause, as a cancel does") {
+  ctx::manual_clock time;
+  auto timeout = ctx::with_timeout(background(), 1h, std::runtime_error{"too slow"});
+  auto deadline = ctx::with_deadline(background(), ctx::clock::now() + 1h, std::string{"too late"});
+  auto canceled = ctx::with_timeout(background(), 1h, std::runtime_error{"too slow"});
+  canceled.cancel();
+  time.advance(1h);
+  CHECK(ctx::cause_message(timeout.ctx) == "too slow");
+  CHECK_THROWS_AS(timeout.ctx.throw_if_done(), std::runtime_error);
+  CHECK_THROWS_AS(deadline.ctx.throw_if_done(), std::string);
+  CHECK(code(canceled.ctx.cause()) == errc::canceled);
+}
+
 }  // namespace

@@ -117,12 +117,24 @@ cancel_scope with_deadline(const context& parent, const std::chrono::time_point<
   return detail::with_deadline(parent, clock::now(), at, std::move(cause), where, detail::factory::with_deadline);
 }
 
+template <class Clock, class Duration, detail::exception_object Exception>
+cancel_scope with_deadline(const context& parent, const std::chrono::time_point<Clock, Duration>& deadline,
+                           Exception cause, std::source_location where) {
+  return with_deadline(parent, deadline, std::make_exception_ptr(std::move(cause)), where);
+}
+
 template <class Rep, class Period>
 cancel_scope with_timeout(const context& parent, const std::chrono::duration<Rep, Period>& timeout,
                           std::exception_ptr cause, std::source_location where) {
   const clock::time_point now = clock::now();
   return detail::with_deadline(parent, now, detail::after(now, timeout), std::move(cause), where,
                                detail::factory::with_timeout);
+}
+
+template <class Rep, class Period, detail::exception_object Exception>
+cancel_scope with_timeout(const context& parent, const std::chrono::duration<Rep, Period>& timeout, Exception cause,
+                          std::source_location where) {
+  return with_timeout(parent, timeout, std::make_exception_ptr(std::move(cause)), where);
 }
 
 template <class T, class V>

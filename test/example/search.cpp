@@ -223,8 +223,7 @@ int search(const settings& wanted) {
   const auto [interruptible, ignore_signals] = ctx::with_signals(ctx::background(), {SIGINT, SIGTERM});
   const cut_short too_late{124, "--timeout " + wanted.timeout_as_given};
   const auto [limited, cancel] =
-      wanted.timeout ? ctx::with_timeout(interruptible, *wanted.timeout, std::make_exception_ptr(too_late))
-                     : ctx::with_cancel(interruptible);
+      wanted.timeout ? ctx::with_timeout(interruptible, *wanted.timeout, too_late) : ctx::with_cancel(interruptible);
   const ctx::context c = ctx::with_value(limited, settings_key, wanted);
   {
     std::jthread progress;

@@ -15,8 +15,8 @@
 //   upload   | canceled | the disk is full
 //   checksum | canceled | the disk is full
 //   preview  | canceled | 05_causes.cpp:47: context canceled
-//   payment  | too late | the bank did not answer
-//   retry    | too late | 05_causes.cpp:50: context deadline exceeded
+//   payment  | too late | the bank is silent
+//   retry    | too late | 05_causes.cpp:49: context deadline exceeded
 
 #include <ctx/context.hpp>
 #include <ctx/manual_clock.hpp>
@@ -45,8 +45,7 @@ int main() {
   cancel_upload(std::runtime_error{"the disk is full"});
   cancel_upload(std::runtime_error{"too late to be the reason"});
   cancel_preview();
-  auto silent = std::make_exception_ptr(std::runtime_error{"the bank did not answer"});
-  auto [payment, cancel_payment] = ctx::with_timeout(ctx::background(), 5s, silent);
+  auto [payment, cancel_payment] = ctx::with_timeout(ctx::background(), 5s, std::runtime_error{"the bank is silent"});
   auto [retry, cancel_retry] = ctx::with_timeout(ctx::background(), 6s);
   clock.advance(6s);
 

@@ -17,7 +17,6 @@
 #include <ctx/context.hpp>
 #include <ctx/manual_clock.hpp>
 
-#include <exception>
 #include <iostream>
 #include <stdexcept>
 #include <stop_token>
@@ -27,7 +26,7 @@ using namespace std::chrono_literals;
 
 // What is tested.
 ctx::cancel_scope log_in(const ctx::context& parent) {
-  return ctx::with_timeout(parent, 1h, std::make_exception_ptr(std::runtime_error{"the session expired"}));
+  return ctx::with_timeout(parent, 1h, std::runtime_error{"the session expired"});
 }
 
 // The test.
