@@ -45,8 +45,10 @@ grpc::Status ask(const ctx::context& c, example::Worker::Stub& server, const exa
                  example::Result* result) {
   grpc::ClientContext call;
   if (const auto* const id = c.value(request_id)) call.AddMetadata("request-id", *id);
-  const auto left = c.remaining();  // before it is now: late, if at all
-  if (c.deadline()) call.set_deadline(std::chrono::system_clock::now() + left);
+  // Late, if at all: what is left is asked for before it is now; and servers, where gRPC counts in whole milliseconds
+  // from one that has begun, are given one more. The end of the context is not late: that cancels the call.
+  const auto left = c.remaining();
+  if (c.deadline()) call.set_deadline(std::chrono::system_clock::now() + left + milliseconds{1});
   const std::stop_callback cancel{c.stop_token(), [&] { call.TryCancel(); }};
   const grpc::Status status = server.Work(&call, task, result);
   return c.done() ? status_of(c) : status;
