@@ -71,7 +71,7 @@ FIRST = {
     "manual_clock.cpp": ["deadline"],
     "platform.cpp": ["process", "fork", "after_func"],
     "timer.cpp": ["deadline", "allocation", "process", "fork"],
-    "timer.hpp": ["deadline", "process"],
+    "timer.hpp": ["deadline", "process", "fork"],
     "tree.cpp": ["tree", "error", "allocation", "race", "random_tree"],
     "tree.hpp": ["tree", "error", "race"],
     "waiting.cpp": ["deadline", "fork", "race"],
