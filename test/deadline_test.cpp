@@ -132,11 +132,11 @@ TEST_CASE("of two deadlines that passed the earlier ended the context, though th
   busy.wait();
   const auto now = ctx::clock::now();
   const auto first = why_of(1);
-  auto parent = ctx::with_deadline(background(), now + 1us, first);
+  auto parent = ctx::with_deadline(background(), now + 10ms, first);
   auto other = ctx::with_deadline(background(), now + 1h);
   auto merged = ctx::merge(other.ctx, parent.ctx);
-  while (ctx::clock::now() < now + 2us) std::this_thread::yield();
-  auto child = ctx::with_deadline(merged.ctx, now + 2us, why_of(2));
+  while (ctx::clock::now() < now + 11ms) std::this_thread::yield();
+  auto child = ctx::with_deadline(merged.ctx, now + 11ms, why_of(2));
   CHECK(child.ctx.done());
   CHECK(child.ctx.cause() == first);
   CHECK(parent.ctx.done());
