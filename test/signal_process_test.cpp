@@ -65,7 +65,15 @@ class process {
 
 int status_of_way(const std::string& way) { return process{way}.wait(); }
 
-TEST_CASE("a second Ctrl-C kills a program that hangs while shutting down, wherever it does") {
+#if defined(CTX_TEST_TSAN)
+// It holds a signal back from a thread that waits, at times for ever.
+constexpr bool signals_reach_who_waits = false;
+#else
+constexpr bool signals_reach_who_waits = true;
+#endif
+
+TEST_CASE("a second Ctrl-C kills a program that hangs while shutting down, wherever it does" *
+          doctest::skip(!signals_reach_who_waits)) {
   for (const char* const way : {"hang_after_the_end", "hang_in_a_callback", "hang_in_a_callback_of_another_context"}) {
     CAPTURE(way);
     const process hanging{way};
@@ -77,7 +85,7 @@ TEST_CASE("a second Ctrl-C kills a program that hangs while shutting down, where
   }
 }
 
-TEST_CASE("so does another of the signals") {
+TEST_CASE("so does another of the signals" * doctest::skip(!signals_reach_who_waits)) {
   for (const char* const way : {"hang_after_the_end", "hang_in_a_callback"}) {
     CAPTURE(way);
     const process hanging{way};
