@@ -591,6 +591,16 @@ TEST_CASE("a cause is never null after the end, and comes with the memory for it
   CHECK(c.cause() == c.cause());
 }
 
+TEST_CASE("a cause that nobody gave is made once, for all that ended by it") {
+  auto [c, cancel] = with_cancel(background());
+  const context child = kept(with_cancel(c));
+  cancel();
+  const std::exception_ptr cause = child.cause();
+  bool same = false;
+  CHECK(count([&] { same = c.cause() == cause && child.cause() == cause; }) == 0);
+  CHECK(same);
+}
+
 /// Can be copied only, which takes memory, and so has a move that throws.
 struct copied {
   std::string text = long_text;

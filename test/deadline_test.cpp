@@ -10,6 +10,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <ctime>
 #include <deque>
 #include <exception>
 #include <functional>
@@ -689,6 +690,20 @@ TEST_CASE("a manual clock takes over the deadlines that are armed, and gives bac
 
 // The real clock
 
+#if !defined(_WIN32)  // where std::clock() tells no processor time
+TEST_CASE("while a manual clock stands, who waits for it sleeps, though the time is up by every other clock") {
+  manual_clock time;
+  const auto scope = with_timeout(background(), 1ms);
+  std::jthread waiting{[until = clock::now() + 1ms] { background().wait_until(until); }};
+  std::this_thread::sleep_for(50ms);
+  const std::clock_t before = std::clock();
+  std::this_thread::sleep_for(500ms);
+  CHECK(std::clock() - before < CLOCKS_PER_SEC / 20);
+  time.advance(1ms);
+  CHECK(scope.ctx.done());
+}
+#endif
+
 TEST_CASE("without a manual clock, the clock is the steady clock") {
   for (int i = 0; i < 2; ++i) {
     const auto before = std::chrono::steady_clock::now();
@@ -758,6 +773,20 @@ TEST_CASE("a wait that a manual clock held goes on by the real clock") {
       [&] { time.reset(); });
   CHECK_FALSE(result);
   CHECK(ended >= until);
+}
+
+TEST_CASE("a deadline that is set just as the timer goes to sleep is not slept through") {
+  const auto far = with_timeout(background(), 1h);
+  const auto start = clock::now();
+  do {
+    const auto scope = with_timeout(background(), 1us);
+    // Without sleep, so that the next one comes while the timer is done with this one.
+    for (int looks = 0; !scope.ctx.done(); ++looks) {
+      if (looks > 1000) std::this_thread::yield();
+      if (clock::now() - start > 1min) FAIL("it never passes");
+    }
+  } while (clock::now() - start < 2s);
+  CHECK_FALSE(far.ctx.done());
 }
 
 TEST_CASE("an earlier deadline is not held up by a later one that was there before") {

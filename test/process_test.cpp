@@ -126,6 +126,14 @@ TEST_CASE("a fork may come while another thread makes the first deadline") {
   check_silence("process_start", "fork_meanwhile");
 }
 
+TEST_CASE("the clock may be moved while another thread makes the first deadline") {
+  check_silence("process_start", "advance_meanwhile");
+}
+
+TEST_CASE("another thread lets go of a function that ran while there was but one") {
+  check_silence("process_start", "function_without_a_thread");
+}
+
 TEST_CASE("no signal is delivered to the timer's thread") { check_silence("process_idle", "signals"); }
 
 TEST_CASE("a function that runs after a deadline receives signals") { check_silence("process_idle", "after_func"); }

@@ -488,6 +488,17 @@ TEST_CASE("a clock with its epoch centuries away still tells an hour") {
   CHECK(until(since_the_big_bang::now() + years{1}) == years{1});
 }
 
+TEST_CASE_TEMPLATE("a clock at its own end is further than can be told from today", Period, std::ratio<1>,
+                   std::ratio<60>, std::ratio<20'000'000'000>, std::ratio<20'000'000'001>, std::ratio<largest>) {
+  using clock = frozen_clock<std::int64_t, Period>;
+  clock::show(clock::duration::min());
+  CHECK(until(clock::at(5s)) == never);
+  CHECK(until(clock::at(-5s)) == never);
+  clock::show(clock::duration::max());
+  CHECK(until(clock::at(5s)) == passed);
+  CHECK(until(clock::at(-5s)) == passed);
+}
+
 TEST_CASE("clocks of odd representations and periods") {
   using unsigned_clock = frozen_clock<std::uint64_t, std::nano>;
   unsigned_clock::show(unsigned_clock::duration{std::numeric_limits<std::uint64_t>::max() - 10});

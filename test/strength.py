@@ -4,19 +4,20 @@
 Makes small changes to ctx/, one at a time, in scratch copies of this tree: a comparison turned, a bound off
 by one, a condition negated, a line dropped, a constant or an operator changed, a memory order weakened.
 Each is built and shown to the tests, the most likely and quickest first; the first that fails, or takes ten
-times its time, has noticed it. A change that does not compile counts for nothing. What no test notices is
-listed; test/strength.md says why some can't be. Exits with 0 where at least 95 of 100 were noticed and the
+times its time, has noticed it. A change that does not compile, or compiles to the same code, counts for nothing. What no
+test notices is listed; test/strength.md says why some can't be. Exits with 0 where at least 95 of 100 were noticed and the
 rest are argued there.
 
 Which changes are tried follows from the seed, which is printed. --only takes a path, or a part of one;
 --replay an ID as printed, FILE:LINE:COLUMN:CHANGE.
 
-No x86 shows most memory orders that are too weak, nor a missing lock that is seldom needed: for those, the
-tests of races are built with ThreadSanitizer, too.
+What no test notices is then shown to tests built with AddressSanitizer. No x86 shows most memory orders that are
+too weak, nor a missing lock that is seldom needed: for those, the tests of races are built with ThreadSanitizer.
 """
 
 import argparse
 import concurrent.futures
+import hashlib
 import os
 import pathlib
 import queue
@@ -91,14 +92,13 @@ FIRST = {
     "signal.hpp": ["signal"],
     "signal_handler.cpp": ["signal", "signal_process"],
 }
-PLAIN, TSAN = "plain", "tsan"
-SANITIZED = {
-    "after_func": ("after_func_test", []),
-    "deadline": ("deadline_test", []),
-    "go_race": ("go_race_test", []),
-    "race": ("race_test", []),
+PLAIN, ADDRESS, THREAD = "plain", "address", "thread"
+OPTIONS = {PLAIN: [], ADDRESS: ["-Db_sanitize=address,undefined"], THREAD: ["-Db_sanitize=thread"]}
+TABLES = {
+    PLAIN: STEPS,
+    ADDRESS: {step: STEPS[step] for step in ("tree", "after_func", "value", "group", "signal", "fork", "race")},
+    THREAD: {step: STEPS[step] for step in ("after_func", "deadline", "go_race", "race")},
 }
-TABLES = {PLAIN: STEPS, TSAN: SANITIZED}
 
 
 # Changes
@@ -129,8 +129,9 @@ class Mutant:
     @property
     def builds(self):
         """In which builds it may show."""
-        weaker = "relaxed" in self.name or self.name.startswith("acq_rel")
-        return [TSAN] if weaker else [PLAIN, TSAN] if self.name == "drop-lock" or "unordered" in self.name else [PLAIN]
+        if "relaxed" in self.name or self.name.startswith("acq_rel"):
+            return [THREAD]
+        return [PLAIN, THREAD] if self.name == "drop-lock" or "unordered" in self.name else [PLAIN, ADDRESS]
 
 
 SWAPS = {
@@ -180,6 +181,7 @@ LOCK = re.compile(r"^const std::lock_guard \w+\{.*\};$")
 STORE = re.compile(r"((?:\w+(?:\.|->))?\b(?:asleep_until_|registration_|next|state_|started_)) = ([^=;]+);$")
 EXCHANGE = re.compile(r"\.(exchange|compare_exchange_strong|compare_exchange_weak)\((?!.*memory_order)")
 EARLY_RETURN = re.compile(r"^if .*;$")
+IF_WINDOWS = re.compile(r"#if (!?)defined\(_WIN32\)$")
 TOO_DULL = re.compile(r"\bstatic_assert\b|\bassert\(|^\s*#|^\s*template\b|\brequires\b|^\s*concept\b|\[\[nodiscard|operator==")
 
 
@@ -204,7 +206,7 @@ def mutants_of(path):
     raw = source.split("\n")
     code = blank_comments_and_texts(source).split("\n")
     starts_here = True  # whether a statement does
-    in_windows = False
+    compiled = []  # for each #if around: whether this part of it is, as this runs on no Windows
     for number, (line, text) in enumerate(zip(raw, code), 1):
 
         def mutant(name, start, end, new):
@@ -212,9 +214,14 @@ def mutants_of(path):
 
         stripped = text.strip()
         fresh, starts_here = starts_here, (not stripped or stripped[-1] in ";{}:" or stripped.startswith("#"))
-        # Of platform.cpp only what is compiled here.
-        in_windows = (in_windows or stripped == "#else") and not (in_windows and stripped == "#endif")
-        if not stripped or in_windows or TOO_DULL.search(text):
+        if stripped.startswith("#if"):
+            windows = IF_WINDOWS.match(stripped)
+            compiled.append(windows is None or windows[1] == "!")
+        elif stripped == "#else":
+            compiled[-1] = not compiled[-1]
+        elif stripped == "#endif":
+            compiled.pop()
+        if not stripped or not all(compiled) or TOO_DULL.search(text):
             continue
         for match in TOKEN.finditer(text):
             if match.group() == " * " and re.search(r"[\w>] \* \w+ = ", text):
@@ -257,7 +264,8 @@ class Lane:
 
     def __init__(self, work):
         self.source = work / "tree"
-        self.sanitized = None
+        self.builds = {}
+        self.unchanged = {}  # by build: its library, where nothing was changed
         self.source.mkdir(parents=True)
         files = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
                                cwd=ROOT, check=True, capture_output=True).stdout
@@ -265,18 +273,19 @@ class Lane:
             if name and (ROOT / name).is_file():
                 (self.source / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, self.source / name)
-        self.plain = self.setup(work / "plain")
 
-    def setup(self, build, *options):
-        # Without debugging information and much optimization, as most of the time goes to compiling; with assertions.
-        subprocess.run(["meson", "setup", str(build), str(self.source), "-Dauto_features=enabled", "-Ddebug=false",
-                        "-Doptimization=1", "-Dwarning_level=0", *options], check=True, stdout=subprocess.DEVNULL)
-        return build
-
-    def build_for_tsan(self):
-        if self.sanitized is None:
-            self.sanitized = self.setup(self.plain.parent / "tsan", "-Db_sanitize=thread", "-Db_lundef=false")
-        return self.sanitized
+    def build(self, kind):
+        if kind not in self.builds:
+            build = self.builds[kind] = self.source.parent / kind
+            # Without debugging information and much optimization, as most of the time goes to compiling; with assertions.
+            subprocess.run(["meson", "setup", str(build), str(self.source), "-Dauto_features=enabled", "-Ddebug=false",
+                            "-Doptimization=1", "-Dwarning_level=0", "-Db_lundef=false", *OPTIONS[kind]],
+                           check=True, stdout=subprocess.DEVNULL)
+            built, log = ninja(build, ["test/error_test"])
+            if not built:
+                sys.exit(log)
+            self.unchanged[build] = library_of(build)
+        return self.builds[kind]
 
 
 def ninja(build, targets):
@@ -284,14 +293,21 @@ def ninja(build, targets):
     return done.returncode == 0, done.stdout + done.stderr
 
 
+def library_of(build):
+    """A digest of the code that the tests are linked to."""
+    (library,) = (each for each in build.glob("ctx/libctx.so.*") if each.is_file() and not each.is_symlink())
+    return hashlib.sha256(library.read_bytes()).digest()
+
+
 def run(build, program, arguments, limit):
     """Whether the tests pass; None where they hang."""
-    env = dict(os.environ, CTX_TEST_SEED="1", TSAN_OPTIONS="halt_on_error=1:exitcode=66:die_after_fork=0")
+    env = dict(os.environ, CTX_TEST_SEED="1", UBSAN_OPTIONS="halt_on_error=1",
+               TSAN_OPTIONS="halt_on_error=1:exitcode=66:die_after_fork=0")
 
     def prepare():
         os.setsid()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if "tsan" not in build.name:
+        if build.name == PLAIN:
             resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
 
     process = subprocess.Popen([str(build / "test" / program), "-aa=1", *arguments], cwd=build / "test", env=env,
@@ -317,8 +333,8 @@ class Verdict:
 
 
 def steps_for(mutant, build):
-    if build is TSAN:
-        return list(SANITIZED)
+    if build is not PLAIN:
+        return list(TABLES[build])
     first = FIRST.get(pathlib.Path(mutant.path).name, [])
     if first and "/src/" not in mutant.path:
         return first  # each program would have to be compiled anew, and sees no more of a public header than these
@@ -326,24 +342,28 @@ def steps_for(mutant, build):
 
 
 def programs_of(step, build):
-    return ["test/" + TABLES[build][step][0]] + (NEEDS.get(step, []) if build is PLAIN else [])
+    return ["test/" + TABLES[build][step][0]] + NEEDS.get(step, [])
 
 
 def try_out(lane, mutant, times):
     start = time.monotonic()
+    differs = "/src/" not in mutant.path  # what is in a header is in the tests, too
     for build in mutant.builds:
-        directory = lane.build_for_tsan() if build is TSAN else lane.plain
+        directory = lane.build(build)
         for step in steps_for(mutant, build):
             built, log = ninja(directory, programs_of(step, build))
             if not built:
                 # A static_assert of a test is a test.
                 asserted = re.search(r"/test/\w+\.cpp.*(static assertion failed|non-constant condition)", log)
                 return Verdict(bool(asserted), f"{step} does not compile", time.monotonic() - start)
+            if not differs and library_of(directory) == lane.unchanged[directory]:
+                break
+            differs = True
             passed = run(directory, *TABLES[build][step], limit=20 + 10 * times[build][step])
             if not passed:
                 how = "hangs" if passed is None else "fails"
-                return Verdict(True, f"{step} {how}{' in tsan' if build is TSAN else ''}", time.monotonic() - start)
-    return Verdict(True, "", time.monotonic() - start)
+                return Verdict(True, f"{step} {how}{'' if build is PLAIN else ' with ' + build}", time.monotonic() - start)
+    return Verdict(differs, "", time.monotonic() - start)
 
 
 def judge(lane, mutant, times):
@@ -361,7 +381,7 @@ def judge(lane, mutant, times):
 
 def baseline(lane, build):
     """How long each step takes where nothing was changed; all have to pass."""
-    directory = lane.build_for_tsan() if build is TSAN else lane.plain
+    directory = lane.build(build)
     times = {}
     for step, (program, arguments) in TABLES[build].items():
         built, log = ninja(directory, programs_of(step, build))
@@ -413,7 +433,7 @@ def main():
         candidates = [by_id[each] for each in options.replay]
         options.count = len(candidates)
     elif options.orders:
-        candidates = [each for each in candidates if TSAN in each.builds]
+        candidates = [each for each in candidates if THREAD in each.builds]
         options.count = len(candidates)
     else:
         print(f"--seed {seed}: {options.count} of {len(candidates)} changes", flush=True)
@@ -422,24 +442,25 @@ def main():
     with working_directory(options.work) as work:
         lanes = queue.SimpleQueue()
         made = [Lane(work / f"lane{i}") for i in range(max(1, options.lanes))]
-        times = {PLAIN: baseline(made[0], PLAIN), TSAN: None}
         for lane in made:
             lanes.put(lane)
 
-        def attempt(mutant):
+        def with_a_lane(function, *arguments):
             lane = lanes.get()
             try:
-                return mutant, judge(lane, mutant, times)
+                return function(lane, *arguments)
             finally:
                 lanes.put(lane)
 
+        def attempt(mutant):
+            return mutant, with_a_lane(judge, mutant, times)
+
         counted, position = [], 0
         with concurrent.futures.ThreadPoolExecutor(len(made)) as pool:
+            times = dict(zip(OPTIONS, pool.map(lambda kind: with_a_lane(baseline, kind), OPTIONS)))
             while len(counted) < options.count and position < len(candidates):
                 batch = candidates[position : position + options.count - len(counted)]
                 position += len(batch)
-                if times[TSAN] is None and any(TSAN in each.builds for each in batch):
-                    times[TSAN] = baseline(made[0], TSAN)
                 for mutant, verdict in pool.map(attempt, batch):
                     if not verdict.counts:
                         continue

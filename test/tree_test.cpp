@@ -538,6 +538,28 @@ TEST_CASE("callbacks run once, on the canceling thread, before cancel returns, t
   CHECK(threads == std::vector(3, canceling));
 }
 
+TEST_CASE("what has no token of its own is done with the context above that has one, not before") {
+  const auto root = with_cancel(background());
+  struct line {
+    explicit line(const context& parent) : top{with_cancel(parent)} {}
+    cancel_scope top, middle = with_cancel(top.ctx), bottom = with_cancel(middle.ctx);
+  };
+  const line one{root.ctx}, other{root.ctx};
+  int live = 0;
+  const auto compare = [&] {
+    for (const line* each : {&one, &other}) {
+      const bool done = each->top.ctx.done();
+      CHECK(each->middle.ctx.done() == done);
+      CHECK(each->bottom.ctx.done() == done);
+      live += done ? 0 : 1;
+    }
+  };
+  const std::stop_callback first{one.top.ctx.stop_token(), compare};
+  const std::stop_callback second{other.top.ctx.stop_token(), compare};
+  root.cancel();
+  CHECK(live == 1);  // one of the lines, while the other's callback ran
+}
+
 TEST_CASE("whoever sees the stop sees err and cause") {
   auto [parent, cancel] = with_cancel(background());
   const auto cause = make_cause();

@@ -24,14 +24,12 @@ concept integer = std::numeric_limits<Rep>::is_integer && !std::is_class_v<Rep>;
 
 /// The sum, or the limit that it is beyond.
 constexpr std::chrono::nanoseconds add_saturate(std::chrono::nanoseconds a, std::chrono::nanoseconds b) noexcept {
-  if (b > b.zero()) return a > a.max() - b ? a.max() : a + b;
-  return a < a.min() - b ? a.min() : a + b;
+  return std::clamp(a, a.min() - std::min(b, b.zero()), a.max() - std::max(b, b.zero())) + b;
 }
 
 /// The difference, or the limit that it is beyond.
 constexpr std::chrono::nanoseconds subtract_saturate(std::chrono::nanoseconds a, std::chrono::nanoseconds b) noexcept {
-  if (b > b.zero()) return a < a.min() + b ? a.min() : a - b;
-  return a > a.max() + b ? a.max() : a - b;
+  return std::clamp(a, a.min() + std::max(b, b.zero()), a.max() + std::min(b, b.zero())) - b;
 }
 
 inline constexpr std::int64_t billion = 1'000'000'000;
@@ -58,7 +56,9 @@ struct exact_time {
     const std::uint64_t p = parts + b.parts, n = nanoseconds + b.nanoseconds + p / Den;
     return {seconds + b.seconds + n / billion, n % billion, p % Den, more || b.more};
   }
-  constexpr exact_time capped() const noexcept { return seconds >> 63 ? exact_time{~0ULL >> 1, 0, 0, false} : *this; }
+  constexpr exact_time capped() const noexcept {
+    return {std::min<std::uint64_t>(seconds, ~0ULL >> 1), nanoseconds, parts, more};
+  }
   constexpr exact_time halved() const noexcept {
     const std::uint64_t n = nanoseconds + seconds % 2 * billion, p = parts + n % 2 * Den;
     return {seconds / 2, n / 2, p / 2, more || p % 2 != 0};
@@ -75,7 +75,7 @@ struct exact_time {
   // The first bit comes first, until what is left of the count is the fraction.
   constexpr exact_time times(long double count) const noexcept {
     // No tick is as short as 2^-63 seconds, so that this limit, which makes infinity finite, is beyond the cap.
-    count = std::min(count < 0 ? -count : count, 0x1p126L);
+    count = std::min(std::max(count, -count), 0x1p126L);
     long double bit = 1;
     while (bit <= count / 2) bit *= 2;
     exact_time sum{};

@@ -19,29 +19,30 @@ cancelable* nearest(const context& ctx) noexcept {
   return node != nullptr ? node->nearest_cancelable() : nullptr;
 }
 
-/// The deadline that governs `from`; `time_point::max()` where there is none.
-clock::time_point deadline_of(const node* from, bool& found) noexcept {
-  clock::time_point at = clock::time_point::max();
-  for (; from != nullptr; from = from->parent()) {
-    const auto source = from->deadline(at);
-    if (source == node::deadline_source::parent) continue;
-    found = source == node::deadline_source::here;
-    return at;
+/// The deadline that governs `from`.
+std::optional<clock::time_point> deadline_of(const node* from) noexcept {
+  clock::time_point at;
+  while (from != nullptr) {
+    switch (from->deadline(at)) {
+      case node::deadline_source::here:
+        return at;
+      case node::deadline_source::none:
+        return std::nullopt;
+      case node::deadline_source::parent:
+        from = from->parent();
+    }
   }
-  found = false;
-  return at;
+  return std::nullopt;
 }
 
-/// The context whose own deadline, at `at`, governs `from`; null where that is `time_point::max()`, never.
+/// The context whose own deadline, at `at`, governs `from`; null where nobody's does.
 timed* holder_of(node* from, clock::time_point at) noexcept {
   while (from != nullptr) {
     if (from->made_by() == factory::with_deadline || from->made_by() == factory::with_timeout) {
       auto* const holder = static_cast<timed*>(from);
       if (holder->has_own_deadline() && holder->due() == at) return holder;
     }
-    bool first_has = true;
-    const bool is_of_second =
-        from->made_by() == factory::merge && (deadline_of(from->parent(), first_has) != at || !first_has);
+    const bool is_of_second = from->made_by() == factory::merge && deadline_of(from->parent()) != at;
     from = is_of_second ? from->second_parent() : from->parent();
   }
   return nullptr;
@@ -74,13 +75,12 @@ constinit const immortal<completion> never_done;
 cancel_scope with_deadline(const context& parent, clock::time_point now, clock::time_point deadline,
                            std::exception_ptr cause, std::source_location where, factory made_by) {
   node* const above = access::node_of(parent);
-  bool has_deadline = false;
-  const clock::time_point governing = deadline_of(above, has_deadline);
+  const clock::time_point governing = deadline_of(above).value_or(clock::time_point::max());
   // A deadline that is not earlier than the parent's never has to end the context.
   const bool passed = deadline <= now;
   const bool own = deadline < governing;
   if (own && !passed) timer::instance().start();
-  if (passed && has_deadline && governing <= deadline) {
+  if (passed && !own) {
     // The timer may not have come to it yet.
     if (timed* const holder = holder_of(above, governing)) holder->end(errc::deadline_exceeded, nullptr, nullptr);
   }
@@ -107,11 +107,7 @@ std::exception_ptr context::cause() const noexcept {
   return up != nullptr ? up->cause() : nullptr;
 }
 
-std::optional<clock::time_point> context::deadline() const noexcept {
-  bool found = false;
-  const clock::time_point at = deadline_of(node_, found);
-  return found ? std::optional{at} : std::nullopt;
-}
+std::optional<clock::time_point> context::deadline() const noexcept { return deadline_of(node_); }
 
 clock::duration context::remaining() const noexcept {
   const auto until = deadline();
@@ -177,10 +173,10 @@ cancel_scope merge(const context& first, const context& second, std::source_loca
   if (up != nullptr) up->expect_children();
   if (other != nullptr) other->expect_children();
 
-  bool first_has = false;
-  bool second_has = false;
-  const auto deadline = std::min(deadline_of(above, first_has), deadline_of(beside, second_has));
-  auto* const made = new merged{above, beside, other, where, deadline, first_has || second_has};
+  constexpr auto never = clock::time_point::max();
+  auto deadline = deadline_of(above);
+  if (const auto another = deadline_of(beside)) deadline = std::min(deadline.value_or(never), *another);
+  auto* const made = new merged{above, beside, other, where, deadline};
   retain(above);
   retain(beside);
   made->enter({});

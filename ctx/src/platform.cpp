@@ -70,11 +70,8 @@ void sharpen_timed_waits() noexcept {
 void stay_loaded() noexcept {
   Dl_info here;
   if (::dladdr(reinterpret_cast<const void*>(&stay_loaded), &here) == 0) return;
-  // The handle is not kept: NODELETE is for good. The program itself is not found by its name, and
-  // stays anyway.
-  if (void* const self = ::dlopen(here.dli_fname, RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE)) {
-    ::dlclose(self);
-  }
+  // The handle is of no use: this is for good. The program itself is not found by its name, and stays anyway.
+  static_cast<void>(::dlopen(here.dli_fname, RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE));
 }
 
 // Not a pthread_atfork() for each part: the order would be that in which their files happen to be initialized, and

@@ -45,8 +45,7 @@ std::array<shard, 8>& shards() noexcept {
 
 /// The shard in which something falls due first.
 shard& earliest_shard() noexcept {
-  return *std::min_element(shards().begin(), shards().end(),
-                           [](const shard& a, const shard& b) { return a.next < b.next; });
+  return *std::ranges::min_element(shards(), {}, [](const shard& each) { return each.next.load(); });
 }
 
 void move_clock_to(clock::time_point instant) noexcept {
@@ -132,7 +131,8 @@ void timer::run() noexcept {
       const clock::time_point at = to_instant(next);
       wake_.wait_until(lock, ended_any ? std::max(at, clock::now() + nap) : at);
     }
-    asleep_until_ = past;
+    // order: relaxed suffices; whoever still reads that the thread sleeps wakes it for nothing.
+    asleep_until_.store(past, std::memory_order_relaxed);
   }
 }
 
@@ -238,7 +238,7 @@ void timer::after_fork_in_child() noexcept {
   timed* interrupted = nullptr;
   if (thread_is_gone) {
     abandon(thread_);
-    asleep_until_ = past;
+    asleep_until_.store(past, std::memory_order_relaxed);
     started_.store(false, std::memory_order_relaxed);
     // Nobody finishes what it was ending: it expires again.
     interrupted = std::exchange(ending_, nullptr);

@@ -334,7 +334,8 @@ cancelable::word cancelable::claim_as_origin(errc error, operation* work, word s
 }
 
 cancelable& cancelable::origin() const noexcept {
-  const word state = state_.load(std::memory_order_acquire);
+  // order: relaxed suffices; whoever asks has seen that this is claimed, and with it what it reads here.
+  const word state = state_.load(std::memory_order_relaxed);
   const bool here = herald_of(state) == static_cast<const completion*>(this);
   return here ? const_cast<cancelable&>(*this) : *origin_;
 }
@@ -582,16 +583,15 @@ void timed::disarm() noexcept {
 // Merges
 
 merged::merged(node* first, node* second, cancelable* second_nearest, std::source_location where,
-               clock::time_point deadline, bool has_deadline) noexcept
+               std::optional<clock::time_point> deadline) noexcept
     : cancelable{first, factory::merge, where},
       deadline_{deadline},
-      has_deadline_{has_deadline},
       second_parent_{second},
       second_nearest_{second_nearest} {}
 
 node::deadline_source merged::deadline(clock::time_point& at) const noexcept {
-  if (!has_deadline_) return deadline_source::none;
-  at = deadline_;
+  if (!deadline_) return deadline_source::none;
+  at = *deadline_;
   return deadline_source::here;
 }
 

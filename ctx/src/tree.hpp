@@ -44,6 +44,7 @@
 #include <atomic>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <source_location>
 #include <stop_token>
 #include <utility>
@@ -225,8 +226,8 @@ class timed final : public cancelable, public wheel_entry {
 class merged final : public cancelable {
  public:
   /// `second_nearest` is null where the second parent can't be canceled, or only with the first.
-  merged(node* first, node* second, cancelable* second_nearest, std::source_location where, clock::time_point deadline,
-         bool has_deadline) noexcept;
+  merged(node* first, node* second, cancelable* second_nearest, std::source_location where,
+         std::optional<clock::time_point> deadline) noexcept;
 
   deadline_source deadline(clock::time_point& at) const noexcept override;
 
@@ -240,8 +241,7 @@ class merged final : public cancelable {
   unsigned char register_with_parents() noexcept override;
   void unlink(unsigned char registered) noexcept override;
 
-  const clock::time_point deadline_;
-  const bool has_deadline_;
+  const std::optional<clock::time_point> deadline_;
   node* const second_parent_;         // owns: one reference; null for the background
   cancelable* const second_nearest_;  // borrows: second_parent_ or an ancestor of it
   link<on_second_end> second_;

@@ -42,31 +42,4 @@ wheel_entry* wheel::take_all(unsigned number) noexcept {
   return std::exchange(slots_[number].first, nullptr);
 }
 
-bool wheel::check() const noexcept {
-  if (elapsed_ < 0 || occupied_levels_ >> levels != 0) return false;
-  for (unsigned level = 0; level < levels; ++level) {
-    const bool occupied = (occupied_levels_ >> level & 1) != 0;
-    if (occupied != (occupied_slots_[level] != 0)) return false;
-  }
-  for (unsigned number = 0; number < levels * slots_a_level; ++number) {
-    const slot& home = slots_[number];
-    const std::uint64_t occupied_slots = occupied_slots_[number / slots_a_level];
-    const bool occupied = (occupied_slots >> number % slots_a_level & 1) != 0;
-    if (occupied != (home.first != nullptr)) return false;
-    if (!occupied) continue;
-    // invariant: `earliest` and every deadline belong in this very slot. That above level 0 nothing
-    // is in or before the slot of `elapsed_` follows, since slot_of() names no such slot.
-    if (slot_of(home.earliest) != number) return false;
-    // A list that bites its tail ends here as well: some entry has two before it, and points back
-    // to one.
-    wheel_entry* const* prev = &home.first;
-    for (const wheel_entry* entry = home.first; entry != nullptr; entry = entry->next_) {
-      if (entry->prev_ != prev || slot_of(entry->due_) != number) return false;
-      if (entry->due_ < home.earliest) return false;
-      prev = &entry->next_;
-    }
-  }
-  return true;
-}
-
 }  // namespace ctx::detail

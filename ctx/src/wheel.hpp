@@ -29,7 +29,7 @@
 // slot the bound drops to level 0 in one; one that is disarmed in time, as most are, mostly has
 // none.
 //
-// Invariants, which check() verifies:
+// Invariants, which the tests verify:
 // - An entry is where its deadline and `elapsed_` place it: above level 0, after `elapsed_` itself.
 // - A slot of level 0 holds equal deadlines, except that of `elapsed_` itself, where all that was
 //   armed late is kept.
@@ -102,9 +102,6 @@ class wheel {
     }
   }
 
-  /// Whether all invariants hold. For tests: visits every slot and every entry.
-  bool check() const noexcept;
-
   /// Keeps an entry, which must not be armed, until `due`. If that has passed already, the entry
   /// comes out before all that is due from now on, but in no order with what is late as well.
   void arm(wheel_entry& entry, tick due) noexcept {
@@ -127,6 +124,8 @@ class wheel {
   void rewind(tick now) noexcept;
 
  private:
+  friend bool invariants_hold(const wheel& all) noexcept;  // of the tests
+
   static constexpr unsigned digit_bits = 6;
   static constexpr unsigned slots_a_level = 1U << digit_bits;
   static constexpr unsigned levels = 11;

@@ -1,4 +1,4 @@
-// The start of the timer, in a process that made no deadline yet, in the way that its argument names: see
+// The start of the first thread, in a process that made no deadline yet, in the way that its argument names: see
 // process_test.cpp. It interposes what the library starts with, so that it fails, or that another thread
 // forks right then. Bugs of that kind leave a lock held, a parent changed, memory lost or a child that
 // waits for a thread which is gone.
@@ -6,6 +6,7 @@
 #include "check.hpp"
 
 #include <ctx/context.hpp>
+#include <ctx/manual_clock.hpp>
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -16,6 +17,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <new>
+#include <optional>
 #include <string_view>
 #include <system_error>
 #include <thread>
@@ -160,6 +162,30 @@ void fork_meanwhile() {
   must(status == 0, "a child that was forked while another thread made the first deadline makes its own");
 }
 
+void advance_meanwhile() {
+  ctx::manual_clock clock;
+  // order: relaxed, so that ThreadSanitizer sees whether the library orders what it does itself.
+  std::atomic<bool> made{false};
+  std::thread other{[&] {
+    auto scope = ctx::with_timeout(ctx::background(), 1h);
+    made.store(true, std::memory_order_relaxed);
+    scope.cancel();
+  }};
+  while (!made.load(std::memory_order_relaxed)) clock.advance(1ns);
+  clock.advance(1h);
+  other.join();
+}
+
+void function_without_a_thread() {
+  auto scope = ctx::with_cancel(ctx::background());
+  bool ran = false;
+  std::optional<ctx::after_func_handle> handle{ctx::after_func(scope.ctx, [&] { ran = true; })};
+  threads_to_refuse = 1;
+  scope.cancel();
+  must(ran, "a function runs where it can't have a thread");
+  std::thread{[&] { handle.reset(); }}.join();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -170,5 +196,7 @@ int main(int argc, char** argv) {
   if (way == "no_memory_in_child") return no_memory_in_child(), 0;
   if (way == "fork_before") return fork_before(), 0;
   if (way == "fork_meanwhile") return fork_meanwhile(), 0;
+  if (way == "advance_meanwhile") return advance_meanwhile(), 0;
+  if (way == "function_without_a_thread") return function_without_a_thread(), 0;
   must(false, "the argument is the name of a way to start");
 }
