@@ -97,7 +97,7 @@ OPTIONS = {PLAIN: [], ADDRESS: ["-Db_sanitize=address,undefined"], THREAD: ["-Db
 TABLES = {
     PLAIN: STEPS,
     ADDRESS: {step: STEPS[step] for step in ("tree", "after_func", "value", "group", "signal", "fork", "race")},
-    THREAD: {step: STEPS[step] for step in ("after_func", "deadline", "go_race", "race")},
+    THREAD: {step: STEPS[step] for step in ("after_func", "deadline", "go_race", "group", "process", "race")},
 }
 
 
@@ -333,9 +333,9 @@ class Verdict:
 
 
 def steps_for(mutant, build):
-    if build is not PLAIN:
-        return list(TABLES[build])
     first = FIRST.get(pathlib.Path(mutant.path).name, [])
+    if build is not PLAIN:
+        return sorted(TABLES[build], key=lambda step: step not in first)
     if first and "/src/" not in mutant.path:
         return first  # each program would have to be compiled anew, and sees no more of a public header than these
     return first + [each for each in STEPS if each not in first]
