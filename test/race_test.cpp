@@ -872,6 +872,26 @@ TEST_CASE("what is derived from a context that is just ending ends with it") {
   CHECK(race<world>(rounds(2000), {derive, end_p, end_q}, judge) == "");
 }
 
+TEST_CASE("the first children of a context, derived at once on several threads, end with what is above it") {
+  struct world : scene {
+    explicit world(dice&) {}
+    cancel_scope top = ctx::with_cancel(root), parent = ctx::with_cancel(top.ctx);
+    std::array<std::vector<cancel_scope>, 2> made;
+  };
+  const auto derive = [](std::size_t by) {
+    return [by](world& w, dice&) {
+      for (int i = 0; i < 5; ++i) w.made[by].push_back(ctx::with_cancel(w.parent.ctx));
+    };
+  };
+  const side<world> end_top = [](world& w, dice&) { w.top.cancel(); };
+  const std::function<void(world&)> judge = [](world& w) {
+    w.top.cancel();
+    for (const auto& each : w.made) w.found.ended(each);
+  };
+  CHECK(race<world>(rounds(3000), {derive(0), derive(1)}, judge) == "");
+  CHECK(race<world>(rounds(6000), {derive(0), end_top}, judge) == "");
+}
+
 TEST_CASE("contexts let go while their parents end: each ends once, or never") {
   struct kid {
     std::optional<cancel_scope> scope;

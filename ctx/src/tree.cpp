@@ -217,8 +217,8 @@ void cancelable::end_amid_forks(errc error, std::exception_ptr cause) noexcept {
 
 bool cancelable::claim_all(operation& work, errc error, std::exception_ptr cause,
                            const std::source_location* where) noexcept {
-  // order: acquire pairs with the release in unlock(): what is read next of whoever claimed it is there.
-  if (claimed(state_.load(std::memory_order_acquire))) return false;
+  // order: relaxed suffices; ensure_done() looks again.
+  if (claimed(state_.load(std::memory_order_relaxed))) return false;
   word state = lock();
   if (claimed(state)) {
     unlock(state);
@@ -317,8 +317,8 @@ void cancelable::on_parent_end::operator()() const noexcept {
 }
 
 cancelable::word cancelable::claim_for(cancelable& parent, word state) noexcept {
-  // order: acquire pairs with the release in unlock(): the parent's origin_ is read next.
-  const word above = parent.state_.load(std::memory_order_acquire);
+  // order: relaxed suffices; the caller has seen that the parent is claimed, and with it its origin_.
+  const word above = parent.state_.load(std::memory_order_relaxed);
   const completion* const herald = (above & has_token) != 0 ? &parent : herald_of(above);
   origin_ = &parent.origin();
   disarm();
@@ -350,8 +350,8 @@ void cancelable::ensure_done() noexcept {
   retain();  // as in announce_all()
   origin().await_sweep();
   while (!done()) {
-    // order: acquire, as in done().
-    const word state = state_.load(std::memory_order_acquire);
+    // order: relaxed suffices; announce() looks again.
+    const word state = state_.load(std::memory_order_relaxed);
     const completion& herald = (state & has_token) != 0 ? *this : *herald_of(state);
     const_cast<cancelable&>(static_cast<const cancelable&>(herald)).announce();
   }
@@ -378,6 +378,7 @@ void cancelable::enter(clock::time_point now) noexcept {
 template <class OnEnd>
 unsigned char cancelable::register_with(cancelable& parent, link<OnEnd>& link, OnEnd on_end,
                                         unsigned char bit) noexcept {
+  // order: acquire pairs with the release in unlock(): what claimed the parent is there, or its children_source_.
   if (claimed(parent.state_.load(std::memory_order_acquire))) {
     word state = lock();
     if (!claimed(state)) state = claim_for(parent, state);
@@ -396,8 +397,8 @@ unsigned char cancelable::register_with_parents() noexcept {
 }
 
 void cancelable::expect_children() {
-  // order: acquire pairs with the release in unlock(): has_children means children_source_ is there.
-  const word seen = state_.load(std::memory_order_acquire);
+  // order: relaxed suffices; register_with() looks again.
+  const word seen = state_.load(std::memory_order_relaxed);
   if (claimed(seen) || (seen & has_children) != 0) return;
   std::stop_source made;
   word state = lock();
@@ -460,7 +461,8 @@ void cancelable::break_lock() noexcept {
 }
 
 void cancelable::adopt_operation() noexcept {
-  if (!claimed(state_.load(std::memory_order_acquire))) return;
+  // order: as in break_lock().
+  if (!claimed(state_.load(std::memory_order_relaxed))) return;
   cancelable& from = origin();
   from.break_lock();
   if (from.operation_ == nullptr) return;

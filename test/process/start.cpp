@@ -26,6 +26,7 @@ namespace {
 
 int threads_to_refuse = 0;
 std::atomic<bool> out_of_memory{false};
+bool out_of_memory_after_a_thread = false;
 std::atomic<long> allocations{0};  // that live
 void (*at_registration)() = nullptr;
 
@@ -48,7 +49,9 @@ extern "C" {
     --threads_to_refuse;
     return EAGAIN;
   }
-  return next<decltype(pthread_create)>("pthread_create")(thread, attributes, run, argument);
+  const int error = next<decltype(pthread_create)>("pthread_create")(thread, attributes, run, argument);
+  if (out_of_memory_after_a_thread) out_of_memory = true;
+  return error;
 }
 
 // What pthread_atfork() calls in glibc, which has that itself only in the archive it links to each module.
@@ -162,17 +165,25 @@ void fork_meanwhile() {
   must(status == 0, "a child that was forked while another thread made the first deadline makes its own");
 }
 
-void advance_meanwhile() {
+void advance_afterwards() {
   ctx::manual_clock clock;
-  // order: relaxed, so that ThreadSanitizer sees whether the library orders what it does itself.
-  std::atomic<bool> made{false};
+  // order: relaxed, so that ThreadSanitizer sees whether the library orders what it does itself. To the same end the
+  // deadline that starts the timer is not armed.
+  std::atomic<bool> tried{false};
   std::thread other{[&] {
-    auto scope = ctx::with_timeout(ctx::background(), 1h);
-    made.store(true, std::memory_order_relaxed);
-    scope.cancel();
+    out_of_memory_after_a_thread = true;
+    bool failed_to_arm = false;
+    try {
+      auto scope = ctx::with_timeout(ctx::background(), 1h);
+    } catch (const std::bad_alloc&) {
+      failed_to_arm = true;
+    }
+    must(failed_to_arm, "there was memory for a thread, but not for a deadline");
+    tried.store(true, std::memory_order_relaxed);
   }};
-  while (!made.load(std::memory_order_relaxed)) clock.advance(1ns);
+  while (!tried.load(std::memory_order_relaxed)) std::this_thread::yield();
   clock.advance(1h);
+  out_of_memory = false;
   other.join();
 }
 
@@ -196,7 +207,7 @@ int main(int argc, char** argv) {
   if (way == "no_memory_in_child") return no_memory_in_child(), 0;
   if (way == "fork_before") return fork_before(), 0;
   if (way == "fork_meanwhile") return fork_meanwhile(), 0;
-  if (way == "advance_meanwhile") return advance_meanwhile(), 0;
+  if (way == "advance_afterwards") return advance_afterwards(), 0;
   if (way == "function_without_a_thread") return function_without_a_thread(), 0;
   must(false, "the argument is the name of a way to start");
 }
