@@ -333,12 +333,11 @@ class Verdict:
 
 
 def steps_for(mutant, build):
-    first = FIRST.get(pathlib.Path(mutant.path).name, [])
-    if build is not PLAIN:
-        return sorted(TABLES[build], key=lambda step: step not in first)
-    if first and "/src/" not in mutant.path:
+    likely = FIRST.get(pathlib.Path(mutant.path).name, [])
+    first = [each for each in likely if each in TABLES[build]]
+    if likely and "/src/" not in mutant.path:
         return first  # each program would have to be compiled anew, and sees no more of a public header than these
-    return first + [each for each in STEPS if each not in first]
+    return first + [each for each in TABLES[build] if each not in first]
 
 
 def programs_of(step, build):
