@@ -374,6 +374,28 @@ TEST_CASE("what a thread leaves behind may spawn a task when it is destroyed wit
   CHECK(calls == 2);
 }
 
+TEST_CASE("a task starts once the threads of those that were over are gone") {
+  struct last_words {
+    std::latch* speaking;
+    std::atomic<bool>* over;
+    ~last_words() {
+      speaking->count_down();
+      std::this_thread::sleep_for(50ms);
+      *over = true;
+    }
+  };
+  group g{background()};
+  for (int round = 0; round < 3; ++round) {
+    std::latch speaking{1};
+    std::atomic<bool> over = false;
+    REQUIRE(g.spawn([&](const context&) { thread_local const last_words words{&speaking, &over}; }));
+    speaking.wait();  // the task is over, and its thread exits
+    REQUIRE(g.spawn([](const context&) {}));
+    CHECK(over);
+  }
+  g.wait();
+}
+
 TEST_CASE("many threads may wait at once, and each of them waits for all") {
   for (int round = 0; round < 50; ++round) {
     group g{background()};

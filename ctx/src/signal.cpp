@@ -33,7 +33,6 @@
 #include <ctx/src/tree.hpp>
 
 #include <array>
-#include <atomic>
 #include <bitset>
 #include <cstddef>
 #include <exception>
@@ -225,9 +224,9 @@ class signal_watcher {
   void after_fork_in_child() noexcept;
   void restart();
 
-  std::mutex starting_;  // held while the thread is started; taken before mutex_
-  std::atomic<bool> started_{false};
-  int error_ = 0;  // immutable after construction; why there can be no signals
+  std::mutex starting_;   // held while the thread is started; taken before mutex_
+  bool started_ = false;  // guarded by starting_
+  int error_ = 0;         // immutable after construction; why there can be no signals
 
   std::mutex mutex_;  // whoever has it has all signals blocked; on the watcher's thread they always are
   std::array<int, signal_limit> count_{};  // guarded by mutex_; how many wait for each signal
@@ -252,7 +251,6 @@ signal_watcher::signal_watcher() : error_{prepare_signals()} {
 [[maybe_unused]] const signal_watcher& at_load = signal_watcher::instance();
 
 void signal_watcher::start() {
-  if (started_) return;
   const std::lock_guard lock{starting_};
   if (started_) return;
   if (error_ != 0) throw std::system_error{error_, std::generic_category(), "ctx::with_signals"};

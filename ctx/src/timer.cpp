@@ -185,7 +185,6 @@ void timer::hold() {
   advance_until_ = advanced_to_ = clock::now();
   hold_clock(advanced_to_);
   clock_moved();
-  wake_.notify_one();
 }
 
 void timer::advance_by(clock::duration time) {
