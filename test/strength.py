@@ -4,9 +4,9 @@
 Makes small changes to ctx/, one at a time, in scratch copies of this tree: a comparison turned, a bound off
 by one, a condition negated, a line dropped, a constant or an operator changed, a memory order weakened.
 Each is built and shown to the tests, the most likely and quickest first; the first that fails, or takes ten
-times its time, has noticed it. A change that does not compile, or compiles to the same code, counts for nothing. What no
-test notices is listed; test/strength.md says why some can't be. Exits with 0 where at least 95 of 100 were noticed and the
-rest are argued there.
+times its time, has noticed it. A change that does not compile, or compiles to the same code, counts for nothing.
+What no test notices is listed; test/strength.md says why some can't be. Exits with 0 where at least 95 of 100 were
+noticed and the rest are argued there.
 
 Which changes are tried follows from the seed, which is printed. --only takes a path, or a part of one;
 --replay an ID as printed, FILE:LINE:COLUMN:CHANGE.
@@ -277,7 +277,8 @@ class Lane:
     def build(self, kind):
         if kind not in self.builds:
             build = self.builds[kind] = self.source.parent / kind
-            # Without debugging information and much optimization, as most of the time goes to compiling; with assertions.
+            # Without debugging information and much optimization, as most of the time goes to compiling; with
+            # assertions.
             subprocess.run(["meson", "setup", str(build), str(self.source), "-Dauto_features=enabled", "-Ddebug=false",
                             "-Doptimization=1", "-Dwarning_level=0", "-Db_lundef=false", *OPTIONS[kind]],
                            check=True, stdout=subprocess.DEVNULL)
@@ -361,7 +362,8 @@ def try_out(lane, mutant, times):
             passed = run(directory, *TABLES[build][step], limit=20 + 10 * times[build][step])
             if not passed:
                 how = "hangs" if passed is None else "fails"
-                return Verdict(True, f"{step} {how}{'' if build is PLAIN else ' with ' + build}", time.monotonic() - start)
+                where = "" if build is PLAIN else " with " + build
+                return Verdict(True, f"{step} {how}{where}", time.monotonic() - start)
     return Verdict(differs, "", time.monotonic() - start)
 
 
@@ -456,7 +458,8 @@ def main():
 
         counted, position = [], 0
         with concurrent.futures.ThreadPoolExecutor(len(made)) as pool:
-            times = dict(zip(OPTIONS, pool.map(lambda kind: with_a_lane(baseline, kind), OPTIONS)))
+            kinds = sorted({build for each in candidates for build in each.builds})
+            times = dict(zip(kinds, pool.map(lambda kind: with_a_lane(baseline, kind), kinds)))
             while len(counted) < options.count and position < len(candidates):
                 batch = candidates[position : position + options.count - len(counted)]
                 position += len(batch)

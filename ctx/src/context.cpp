@@ -173,9 +173,8 @@ cancel_scope merge(const context& first, const context& second, std::source_loca
   if (up != nullptr) up->expect_children();
   if (other != nullptr) other->expect_children();
 
-  constexpr auto never = clock::time_point::max();
   auto deadline = deadline_of(above);
-  if (const auto another = deadline_of(beside)) deadline = std::min(deadline.value_or(never), *another);
+  if (const auto another = deadline_of(beside)) deadline = std::min(deadline.value_or(*another), *another);
   auto* const made = new merged{above, beside, other, where, deadline};
   retain(above);
   retain(beside);

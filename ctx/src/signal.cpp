@@ -224,7 +224,7 @@ class signal_watcher {
   void after_fork_in_child() noexcept;
   void restart();
 
-  std::mutex starting_;   // held while the thread is started; taken before mutex_
+  std::mutex starting_;   // held while the thread is started, with all signals blocked; taken before mutex_
   bool started_ = false;  // guarded by starting_
   int error_ = 0;         // immutable after construction; why there can be no signals
 
@@ -251,10 +251,10 @@ signal_watcher::signal_watcher() : error_{prepare_signals()} {
 [[maybe_unused]] const signal_watcher& at_load = signal_watcher::instance();
 
 void signal_watcher::start() {
+  const no_signals here;  // nor on the thread that starts here, ever
   const std::lock_guard lock{starting_};
   if (started_) return;
   if (error_ != 0) throw std::system_error{error_, std::generic_category(), "ctx::with_signals"};
-  const no_signals here;  // so that the thread never has one
   thread_ = std::jthread{[this] { run(); }};
   started_ = true;
 }
