@@ -65,8 +65,8 @@ def fault(block, promise, directory):
 def main():
     text = README.read_text()
     faults = []
-    with tempfile.TemporaryDirectory(prefix="readme_test.") as directory:
-        for line, block, promise in programs(text):
+    for line, block, promise in programs(text):
+        with tempfile.TemporaryDirectory(prefix="readme_test.") as directory:
             faults.append((f"the block at line {line}", fault(block, promise, pathlib.Path(directory))))
     assert faults, "no C++ in the README"
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
